@@ -1,0 +1,92 @@
+"""Which servers could not be reached, and from when on it is worth trying again. In memory; the outbox keeps it on disk.
+
+The wait doubles with each failure. A request of theirs shows that they live, and shortens it to the least wait.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from relay.clock import SECOND, Clock
+from relay.errors import RemoteError
+
+MAX_SERVERS = 20_000
+JITTER = 0.2
+
+
+@dataclass(slots=True)
+class Trouble:
+    """Times in milliseconds. `since` is when the server last worked, `failed_at` the latest failure."""
+
+    since: int
+    failed_at: int
+    wait: int
+    retry_at: int
+
+
+class Backoff:
+    def __init__(self, clock: Clock, *, least: int, most: int) -> None:
+        self._clock = clock
+        self._least = least
+        self._most = most
+        self._troubles: dict[str, Trouble] = {}
+        self._on_change: Callable[[str], None] | None = None
+
+    def tell(self, on_change: Callable[[str], None]) -> None:
+        """Called with a server's name whenever its trouble begins, ends, or may be over sooner."""
+        self._on_change = on_change
+
+    def trouble(self, server: str) -> Trouble | None:
+        return self._troubles.get(server)
+
+    def restore(self, server: str, trouble: Trouble) -> None:
+        self._troubles[server] = trouble
+
+    def wait_left(self, server: str) -> int:
+        """Milliseconds until the next attempt; 0 where one may be made now."""
+        trouble = self._troubles.get(server)
+        return 0 if trouble is None else max(0, trouble.retry_at - self._clock.now())
+
+    def require(self, server: str) -> None:
+        """Raises RemoteError while the server is left alone."""
+        left = self.wait_left(server)
+        if left:
+            raise RemoteError(
+                server, 0, f"it could not be reached lately, the next attempt is in {left // SECOND + 1} s"
+            )
+
+    def failed(self, server: str, at_least: int = 0) -> None:
+        now = self._clock.now()
+        trouble = self._troubles.get(server)
+        if trouble is None:
+            if len(self._troubles) >= MAX_SERVERS:
+                del self._troubles[next(iter(self._troubles))]
+            trouble = self._troubles[server] = Trouble(now, now, self._least, now)
+        elif now < trouble.retry_at:
+            return  # several requests that fail together are one failure
+        else:
+            trouble.wait = min(self._most, trouble.wait * 2)
+        trouble.failed_at = now
+        trouble.retry_at = now + max(at_least, int(trouble.wait * random.uniform(1, 1 + JITTER)))
+        self._changed(server)
+
+    def succeeded(self, server: str) -> None:
+        if server in self._troubles:
+            del self._troubles[server]
+            self._changed(server)
+
+    def heard(self, server: str) -> None:
+        """It asked us something, so it lives. That it can also be reached is not said."""
+        trouble = self._troubles.get(server)
+        if trouble is not None:
+            trouble.wait = self._least
+            sooner = trouble.failed_at + self._least
+            if sooner < trouble.retry_at:
+                trouble.retry_at = sooner
+            self._changed(server)
+
+    def _changed(self, server: str) -> None:
+        if self._on_change is not None:
+            self._on_change(server)

@@ -1,0 +1,113 @@
+"""Which events go to which servers, live and after a long absence.
+
+After an absence a room with many waiting events sends only its latest: it descends from all the others, so the peer sees
+what is missing and asks for it. Spec: server-server-api/#transactions leaves catching up to the implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from typing import Protocol
+
+from federation.lane import Waiting
+from relay.db import Database, Query
+from relay.ids import server_of
+from relay.protocol.event import Event
+
+MAX_PER_ROOM = 50
+MAX_IN_ALL = 2_000
+CHUNK = 500
+
+
+class Logged(Protocol):
+    @property
+    def event(self) -> Event: ...
+    @property
+    def pos(self) -> int | None: ...
+    @property
+    def local(self) -> bool: ...
+    @property
+    def fan_out(self) -> bool: ...
+
+
+class KnownRoom(Protocol):
+    @property
+    def servers(self) -> Set[str]: ...
+
+
+class EventLog(Protocol):
+    """What `rooms` offers to followers."""
+
+    def new_events(self, query: Query, after_pos: int, upto_pos: int, limit: int) -> Iterable[Logged]: ...
+    def membership_changes(
+        self, query: Query, room_ids: Iterable[str], since: int, upto: int
+    ) -> Iterable[tuple[str, str, str | None, str, int]]: ...
+    def loaded(self, room_id: str) -> KnownRoom | None: ...
+    async def get(self, room_id: str) -> KnownRoom | None: ...
+
+
+def leaves_here(one: Logged) -> bool:
+    """Whether it is ours to send: made here, or another server asked us to pass it on (send_join and its kin)."""
+    return one.local or one.fan_out
+
+
+def destinations(event: Event, servers: Set[str], server_name: str) -> set[str]:
+    """Who gets an event: the servers in the room, and the one whose user it puts out. An invite reaches its target by a
+    request of its own."""
+    going = set(servers)
+    if event.membership in ("leave", "ban") and event.state_key:
+        going.add(server_of(event.state_key))
+    going.discard(server_name)
+    going.discard(event.server)
+    return going
+
+
+async def missed(db: Database, log: EventLog, server: str, server_name: str, after: int, upto: int) -> list[Waiting]:
+    """What this server has to be sent of the log in (after, upto], in order."""
+    rooms: dict[str, list[Waiting]] = {}
+    counts: dict[str, int] = {}
+    until: dict[str, int] = {}
+    kept = 0
+    at = after
+    while at < upto:
+        chunk = await db.read(_ours, log, at, upto)
+        for one in chunk[0]:
+            event, pos = one.event, one.pos
+            if pos is None:
+                continue
+            if event.room_id not in until:
+                until[event.room_id] = await _in_room_until(db, log, server, event.room_id, after, upto)
+            in_room: Set[str] = {server} if pos <= until[event.room_id] else frozenset()
+            if server not in destinations(event, in_room, server_name):
+                continue
+            waiting = rooms.setdefault(event.room_id, [])
+            counts[event.room_id] = counts.get(event.room_id, 0) + 1
+            if counts[event.room_id] > MAX_PER_ROOM or kept >= MAX_IN_ALL:
+                kept -= len(waiting)
+                waiting.clear()
+                counts[event.room_id] = MAX_PER_ROOM
+            waiting.append(Waiting(pos, event.id, event.raw))
+            kept += 1
+        at = chunk[1]
+    return sorted(one for waiting in rooms.values() for one in waiting)
+
+
+def _ours(query: Query, log: EventLog, after: int, upto: int) -> tuple[list[Logged], int]:
+    """(events that leave here, how far this chunk reached)."""
+    found = list(log.new_events(query, after, upto, CHUNK))
+    reached = upto if len(found) < CHUNK else (found[-1].pos or upto)
+    return [one for one in found if leaves_here(one)], reached
+
+
+async def _in_room_until(db: Database, log: EventLog, server: str, room_id: str, after: int, upto: int) -> int:
+    """Up to which position of (after, upto] the server was in the room: its whole, or until its last user left."""
+    room = log.loaded(room_id) or await log.get(room_id)
+    if room is not None and server in room.servers:
+        return upto
+    changes = await db.read(lambda query: list(log.membership_changes(query, (room_id,), after, upto)))
+    left = [
+        pos
+        for _, user_id, before, now, pos in changes
+        if before == "join" and now != "join" and server_of(user_id) == server
+    ]
+    return max(left, default=after)

@@ -1,0 +1,70 @@
+"""Our own keys for everybody, and other servers' keys for those who can't reach them, signed by us as a notary.
+
+Unsigned requests, so everything is bounded. Spec: server-server-api/#publishing-keys, #querying-keys-through-another-server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from federation.keyring import Keyring
+from relay.clock import Clock
+from relay.errors import BadJson, InvalidParam, TooLarge
+from relay.ids import is_server_name
+from relay.part import Part
+from relay.protocol.signing import SigningKey, sign_json
+from relay.web import Request, Route, get_object
+
+MAX_SERVERS_ASKED = 20
+
+
+class Notary(Part):
+    def __init__(self, server_name: str, key: SigningKey, keyring: Keyring, clock: Clock) -> None:
+        self._server_name = server_name
+        self._key = key
+        self._keyring = keyring
+        self._clock = clock
+
+    def routes(self) -> Iterable[Route]:
+        for method, path, function in (
+            ("GET", "/_matrix/key/v2/server", self._own),
+            ("GET", "/_matrix/key/v2/server/{keyId}", self._own),
+            ("GET", "/_matrix/key/v2/query/{serverName}", self._one),
+            ("POST", "/_matrix/key/v2/query", self._several),
+        ):
+            yield Route(method, path, function, auth="none", limit="federation", serves="federation")
+
+    async def _own(self, request: Request) -> dict[str, Any]:
+        return self._keyring.own_answer()
+
+    async def _one(self, request: Request) -> dict[str, Any]:
+        server = request.params["serverName"]
+        if not is_server_name(server):
+            raise InvalidParam("That is not a server name.")
+        until = request.query_int("minimum_valid_until_ts", self._clock.now())
+        return {"server_keys": await self._answers({server: until})}
+
+    async def _several(self, request: Request) -> dict[str, Any]:
+        asked = get_object(request.json(), "server_keys")
+        if len(asked) > MAX_SERVERS_ASKED:
+            raise TooLarge(f"Ask for at most {MAX_SERVERS_ASKED} servers at once.")
+        now = self._clock.now()
+        wanted: dict[str, int] = {}
+        for server, keys in asked.items():
+            if not is_server_name(server) or not isinstance(keys, dict):
+                raise BadJson("server_keys is an object of server names and the keys wanted of each.")
+            times = [criteria.get("minimum_valid_until_ts") for criteria in keys.values() if isinstance(criteria, dict)]
+            wanted[server] = max((time for time in times if type(time) is int), default=now)
+        return {"server_keys": await self._answers(wanted)}
+
+    async def _answers(self, wanted: dict[str, int]) -> list[dict[str, Any]]:
+        found = await asyncio.gather(*(self._answer(server, until) for server, until in wanted.items()))
+        return [answer for answer in found if answer is not None]
+
+    async def _answer(self, server: str, until: int) -> dict[str, Any] | None:
+        if server == self._server_name:
+            return self._keyring.own_answer()
+        answer = await self._keyring.answer_of(server, until)
+        return None if answer is None else sign_json(answer, self._server_name, self._key)

@@ -1,0 +1,401 @@
+"""What leaves by itself: events and EDUs in transactions, one in flight for each server, until it is taken.
+
+It follows the log. On disk stand how far it has come and, for each server that lags, how far that one has; so a crash
+repeats at most what was in flight, and peers know an event by its ID, a to-device message by its own. The next attempt
+after a failure waits (`backoff.py`). A server with nothing to get costs nothing. Spec: server-server-api/#transactions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+
+from federation.backoff import Backoff, Trouble
+from federation.catch_up import EventLog, Logged, destinations, leaves_here, missed
+from federation.connections import Connections, path
+from federation.lane import MAX_EDUS, Departing, Lane, Waiting
+from relay.bell import Bell
+from relay.clock import HOUR, SECOND, Clock
+from relay.db import FOLLOWED, Database, Query, Schema, Table
+from relay.departures import Departures
+from relay.errors import ApiError, RemoteError
+from relay.ids import is_server_name, random_string
+from relay.part import Part
+
+log = structlog.get_logger("outbox")
+
+NAME = "outbox"
+SEND = "/_matrix/federation/v1/send"
+MAX_AWAKE = 100
+MAX_NEWS = 500
+KEEP_SECONDS = 1.0
+# A peer may judge fifty events before it answers.
+TIMEOUT_FACTOR = 2
+# A server that was down for longer keeps nothing in our memory.
+REST_AFTER = HOUR
+# Spec names no code for one bad item in a transaction; these say that repeating it is of no use.
+_REFUSED = frozenset({"M_BAD_JSON", "M_NOT_JSON", "M_TOO_LARGE"})
+MAX_REFUSALS = 5
+
+_SAVE = (
+    "INSERT INTO destinations (server, position, failing_since, failed_at, wait, retry_at) VALUES ($1, $2, $3, $4, $5, $6) "
+    "ON CONFLICT (server) DO UPDATE SET position = excluded.position, failing_since = excluded.failing_since, "
+    "failed_at = excluded.failed_at, wait = excluded.wait, retry_at = excluded.retry_at"
+)
+
+
+class Outbox(Part):
+    schema = Schema(
+        "outbox",
+        tables=(
+            Table(
+                "destinations",
+                "a server that has not taken everything yet",
+                {
+                    "server": ("which server", "until it has taken everything"),
+                    "position": ("everything up to here was taken", "until it has taken everything"),
+                    "failing_since": ("since when it can't be reached", "until it has taken everything"),
+                    "failed_at": ("the latest attempt", "until it has taken everything"),
+                    "wait": ("how long the next wait is", "until it has taken everything"),
+                    "retry_at": ("when the next attempt is made", "until it has taken everything"),
+                },
+            ),
+        ),
+        steps=(
+            """
+            CREATE TABLE destinations (server TEXT PRIMARY KEY, position BIGINT, failing_since BIGINT, failed_at BIGINT,
+                wait BIGINT, retry_at BIGINT)
+            """,
+        ),
+    )
+
+    def __init__(
+        self,
+        server_name: str,
+        db: Database,
+        bell: Bell,
+        clock: Clock,
+        rooms: EventLog,
+        departures: Departures,
+        connections: Connections,
+        backoff: Backoff,
+        *,
+        keep_seconds: float = KEEP_SECONDS,
+    ) -> None:
+        self._server_name = server_name
+        self._db = db
+        self._bell = bell
+        self._clock = clock
+        self._rooms = rooms
+        self._departures = departures
+        self._connections = connections
+        self._backoff = backoff
+        self._keep_seconds = keep_seconds
+        self._pos = 0
+        # How far it is being handed over just now; the lanes have everything up to here, or are behind.
+        self._handing = 0
+        self._kept_pos = 0
+        self._lanes: dict[str, Lane] = {}
+        self._ready: deque[Lane] = deque()
+        self._awake = 0
+        self._timers: list[tuple[int, str]] = []
+        self._dirty: set[str] = set()
+        self._taken_edus: dict[str, int] = {}
+        self._to_keep = asyncio.Event()
+        self._group: asyncio.TaskGroup | None = None
+        # Transactions with nothing durable in them: their ID need not outlive us, only never come twice.
+        self._boot = random_string(8)
+        self._count = 0
+        departures.deliver_passing_to(self.passing)
+        backoff.tell(self._backoff_changed)
+
+    # --- what others call
+
+    def passing(self, destination: str, edu_type: str, content: dict[str, Any], key: str) -> None:
+        """Leaves soon or, where the server can't be reached, never."""
+        if self._group is None or self._backoff.wait_left(destination) or not is_server_name(destination):
+            return
+        lane = self._lane(destination)
+        lane.add_passing(key, edu_type, content)
+        self._wake(lane)
+
+    def heard_from(self, server: str) -> None:
+        """It sent us a signed request: what waits for it is worth an attempt."""
+        self._backoff.heard(server)
+
+    # --- following the log
+
+    async def run(self) -> None:
+        await self._begin()
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                group.create_task(self._keep_up())
+                for lane in list(self._lanes.values()):
+                    self._wake(lane)
+                await self._follow()
+        finally:
+            self._group = None
+            await self._keep()
+
+    async def _begin(self) -> None:
+        self._pos = self._handing = self._kept_pos = await self._db.followed(NAME) or 0
+        rows, with_edus = await self._db.read(_read_state, self._departures)
+        for server, position, since, failed_at, wait, retry_at in rows:
+            self._lane(server).behind = position
+            if retry_at is not None:
+                self._backoff.restore(server, Trouble(since, failed_at, wait, retry_at))
+        for server in with_edus:
+            self._lane(server).edus_due = True
+
+    async def _follow(self) -> None:
+        while True:
+            upto = self._db.stable_pos()
+            while self._pos < upto:
+                events, with_edus, reached = await self._db.read(
+                    _read_news, self._rooms, self._departures, self._pos, upto
+                )
+                self._handing = reached
+                for one in events:
+                    await self._hand_over(one)
+                for server in with_edus:
+                    lane = self._lane(server)
+                    lane.edus_due = True
+                    self._wake(lane)
+                self._pos = reached
+                self._to_keep.set()
+            await self._bell.wait_line(self._pos, HOUR / SECOND)
+
+    async def _hand_over(self, one: Logged) -> None:
+        event = one.event
+        room = self._rooms.loaded(event.room_id) or await self._rooms.get(event.room_id)
+        if room is None or one.pos is None:
+            return
+        waiting = Waiting(one.pos, event.id, event.raw)
+        for server in destinations(event, room.servers, self._server_name):
+            if is_server_name(server):
+                lane = self._lane(server)
+                lane.add(waiting, down=self._backoff.wait_left(server) > 0)
+                self._wake(lane)
+
+    def _lane(self, server: str) -> Lane:
+        lane = self._lanes.get(server)
+        if lane is None:
+            lane = self._lanes[server] = Lane(server)
+        return lane
+
+    # --- who is awake
+
+    def _wake(self, lane: Lane) -> None:
+        self._dirty.add(lane.server)
+        self._to_keep.set()
+        if lane.awake or self._group is None:
+            return
+        if self._backoff.wait_left(lane.server):
+            self._set_timer(lane)
+            return
+        lane.awake = True
+        if self._awake < MAX_AWAKE:
+            self._start(lane)
+        else:
+            self._ready.append(lane)
+
+    def _start(self, lane: Lane) -> None:
+        if self._group is not None:
+            self._awake += 1
+            self._group.create_task(self._drive(lane))
+
+    def _set_timer(self, lane: Lane) -> None:
+        trouble = self._backoff.trouble(lane.server)
+        if trouble is not None and lane.retry_at != trouble.retry_at:
+            lane.retry_at = trouble.retry_at
+            heapq.heappush(self._timers, (trouble.retry_at, lane.server))
+            self._to_keep.set()
+
+    def _backoff_changed(self, server: str) -> None:
+        lane = self._lanes.get(server)
+        if lane is not None and lane.has_work:
+            self._wake(lane)
+
+    async def _drive(self, lane: Lane) -> None:
+        """Sends until nothing is left, the server fails, or others wait for the place."""
+        again = False
+        try:
+            while await self._send_next(lane):
+                if self._ready:
+                    again = True
+                    break
+        except asyncio.CancelledError:
+            self._group = None  # the server stops: nothing is started any more
+            raise
+        except Exception as error:
+            # One server's lane must not stop the others.
+            log.error("sending failed", destination=lane.server, exc_info=error)
+            self._backoff.failed(lane.server)
+        finally:
+            self._awake -= 1
+            lane.awake = False
+            if again:
+                lane.awake = True
+                self._ready.append(lane)
+            while self._ready and self._awake < MAX_AWAKE and self._group is not None:
+                self._start(self._ready.popleft())
+        if not again and lane.has_work:
+            self._wake(lane)
+
+    # --- one transaction
+
+    async def _send_next(self, lane: Lane) -> bool:
+        """Whether it is worth going on at once."""
+        flight = lane.flight
+        if flight is None:
+            if lane.behind is not None and not lane.events:
+                await self._catch_up(lane)
+            edus: list[Departing] = []
+            if lane.edus_due:
+                lane.edus_due = False
+                most = 1 if lane.narrow else MAX_EDUS
+                try:
+                    rows = await self._db.read(self._departures.waiting, lane.server, lane.edus_taken, most)
+                    edus = [Departing(*row) for row in rows]
+                except BaseException:
+                    lane.edus_due = True
+                    raise
+                lane.edus_due = lane.edus_due or len(edus) == most
+            self._count += 1
+            flight = lane.depart(self._server_name, self._clock.now(), edus, f"{self._boot}.{self._count}")
+            if flight is None:
+                return False
+        try:
+            answer = await self._connections.send(
+                lane.server,
+                "PUT",
+                path(SEND, flight.id),
+                flight.body,
+                forced=True,
+                timeout=self._connections.timeout * TIMEOUT_FACTOR,
+            )
+        except (RemoteError, ApiError) as error:
+            return self._not_taken(lane, error)
+        self._taken(lane, answer)
+        return True
+
+    async def _catch_up(self, lane: Lane) -> None:
+        while lane.behind is not None:
+            upto = self._handing
+            if lane.behind < upto:
+                found = await missed(self._db, self._rooms, lane.server, self._server_name, lane.behind, upto)
+                lane.events.extend(found)
+                lane.behind = lane.floor = upto
+            # Nothing more was handed over meanwhile: the queue is complete again.
+            if lane.behind >= self._handing:
+                lane.behind = None
+
+    def _taken(self, lane: Lane, answer: dict[str, Any]) -> None:
+        pdus = answer.get("pdus")
+        if isinstance(pdus, dict):
+            refused = sum(1 for result in pdus.values() if isinstance(result, dict) and result.get("error"))
+            if refused:
+                log.info("a server refused events", destination=lane.server, count=refused)
+        self._departed(lane)
+
+    def _departed(self, lane: Lane) -> None:
+        last_edu = lane.arrived()
+        if last_edu:
+            self._taken_edus[lane.server] = last_edu
+        self._dirty.add(lane.server)
+        self._to_keep.set()
+
+    def _not_taken(self, lane: Lane, error: RemoteError | ApiError) -> bool:
+        flight = lane.flight
+        lane.passing.clear()
+        if flight is not None and error.errcode in _REFUSED and error.status in (400, 413):
+            if flight.items > 1:
+                log.info("a server refuses a transaction, its parts go one by one", destination=lane.server, exc=error)
+                lane.narrow_down()
+                return True
+            flight.refusals += 1
+            if flight.refusals >= MAX_REFUSALS:
+                log.warning("a server refuses one item for good, it is left out", destination=lane.server, exc=error)
+                self._departed(lane)
+                return True
+        self._backoff.failed(lane.server)
+        trouble = self._backoff.trouble(lane.server)
+        if trouble is not None and self._clock.now() - trouble.since > REST_AFTER:
+            lane.rest()
+        elif flight is not None and not flight.events and not flight.last_edu:
+            lane.flight = None  # only passing things, which are not worth a second attempt
+        return False
+
+    # --- what stands on disk
+
+    async def _keep_up(self) -> None:
+        """Wakes whose wait is over, and writes down how far everybody has come."""
+        while True:
+            if not self._timers:
+                await self._to_keep.wait()
+            self._to_keep.clear()
+            await self._clock.sleep(self._keep_seconds)
+            now = self._clock.now()
+            while self._timers and self._timers[0][0] <= now:
+                lane = self._lanes.get(heapq.heappop(self._timers)[1])
+                if lane is not None:
+                    lane.retry_at = 0
+                    if lane.has_work:
+                        self._wake(lane)
+            await self._keep()
+
+    async def _keep(self) -> None:
+        pos, dirty, edus = self._pos, self._dirty, self._taken_edus
+        if not dirty and not edus and pos == self._kept_pos:
+            return
+        self._dirty, self._taken_edus = set(), {}
+        with self._db.write() as tx:
+            for server in dirty:
+                lane = self._lanes.get(server)
+                trouble = self._backoff.trouble(server)
+                if lane is None or not lane.has_work or (lane.position is None and trouble is None):
+                    tx.run("DELETE FROM destinations WHERE server = $1", server)
+                elif trouble is None:
+                    tx.run(_SAVE, server, lane.position, None, None, None, None)
+                else:
+                    tx.run(
+                        _SAVE, server, lane.position, trouble.since, trouble.failed_at, trouble.wait, trouble.retry_at
+                    )
+            for server, last in edus.items():
+                self._departures.taken(tx, server, last)
+            tx.run(FOLLOWED, NAME, pos)
+        try:
+            await tx
+        except ApiError as error:
+            self._dirty |= dirty
+            self._taken_edus = edus | self._taken_edus
+            self._to_keep.set()
+            log.warning("the outbox could not write down how far it has come", exc=error)
+            return
+        self._kept_pos = pos
+        for server in dirty:
+            lane = self._lanes.get(server)
+            # A lane that took EDUs remembers so until their rows are gone.
+            if lane is not None and not lane.has_work and not lane.awake and server not in self._taken_edus:
+                del self._lanes[server]
+
+
+def _read_state(query: Query, departures: Departures) -> tuple[list[Any], list[str]]:
+    rows = query.all("SELECT server, position, failing_since, failed_at, wait, retry_at FROM destinations")
+    return rows, departures.destinations(query, 0, 2**62)
+
+
+def _read_news(
+    query: Query, rooms: EventLog, departures: Departures, after: int, upto: int
+) -> tuple[list[Logged], list[str], int]:
+    """(events that leave here, servers with new EDUs, how far this reached)."""
+    found: Iterable[Logged] = rooms.new_events(query, after, upto, MAX_NEWS)
+    events = list(found)
+    reached = upto if len(events) < MAX_NEWS else (events[-1].pos or upto)
+    return [one for one in events if leaves_here(one)], departures.destinations(query, after, reached), reached

@@ -1,0 +1,119 @@
+"""One pool of TLS connections to the rest of the world: every request that leaves for another server goes through here.
+
+It knows addresses, certificates, redirects and time; not server names or signatures (`connections.py`). Connections are
+kept and used again per target, port and name on the certificate, never for another name.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+
+import aiohttp
+from yarl import URL
+
+from federation.addresses import AddressRule, CheckedResolver, Lookups, is_literal
+
+MAX_CONNECTIONS = 300
+MAX_CONNECTIONS_PER_TARGET = 16
+KEEP_IDLE_SECONDS = 90.0
+CONNECT_SECONDS = 10.0
+DNS_CACHE_SECONDS = 300
+MAX_HEADER_BYTES = 16 * 1024
+READ_BUFFER_BYTES = 64 * 1024
+
+# Compressed answers are not asked for: a small one can unfold to any size.
+_HEADERS = {"User-Agent": "Sealed-Relay", "Accept-Encoding": "identity"}
+
+
+def tls_context(extra_ca_file: Path | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if extra_ca_file is not None:
+        context.load_verify_locations(cafile=extra_ca_file)
+    return context
+
+
+class Outward:
+    """Made anywhere, opened by the first request, closed by the server."""
+
+    def __init__(self, lookups: Lookups, rule: AddressRule, tls: ssl.SSLContext) -> None:
+        self._lookups = lookups
+        self._rule = rule
+        self._tls = tls
+        self._session: aiohttp.ClientSession | None = None
+
+    async def request(
+        self,
+        method: str,
+        url: URL,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        tls_name: str | None = None,
+        timeout: float,
+    ) -> aiohttp.ClientResponse:
+        """The answer with its body still to be read; the caller releases it. Redirects are the caller's to follow.
+
+        Raises aiohttp.ClientError, OSError and TimeoutError. `timeout` bounds everything up to the body's last byte.
+        """
+        if url.scheme != "https" or url.host is None:
+            raise OSError("only https is spoken")
+        # aiohttp asks no resolver about a literal, so it is checked here.
+        if is_literal(url.host) and not self._rule.allows(url.host):
+            raise OSError("this address may not be connected to")
+        return await self._opened().request(
+            method,
+            url,
+            headers=headers,
+            data=body,
+            allow_redirects=False,
+            server_hostname=tls_name,
+            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS),
+        )
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                ssl=self._tls,
+                resolver=CheckedResolver(self._lookups, self._rule),
+                ttl_dns_cache=DNS_CACHE_SECONDS,
+                limit=MAX_CONNECTIONS,
+                limit_per_host=MAX_CONNECTIONS_PER_TARGET,
+                keepalive_timeout=KEEP_IDLE_SECONDS,
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=_HEADERS,
+                skip_auto_headers=("Accept", "Content-Type"),
+                auto_decompress=False,
+                trust_env=False,
+                read_bufsize=READ_BUFFER_BYTES,
+                max_line_size=MAX_HEADER_BYTES,
+                max_field_size=MAX_HEADER_BYTES,
+            )
+        return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+class AnswerTooLarge(Exception):
+    """The body is larger than the caller takes."""
+
+
+async def read_at_most(answer: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+    """The whole body. Raises AnswerTooLarge before it reads more."""
+    if answer.content_length is not None and answer.content_length > most_bytes:
+        raise AnswerTooLarge
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in answer.content.iter_any():
+        size += len(chunk)
+        if size > most_bytes:
+            raise AnswerTooLarge
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -1,0 +1,35 @@
+"""The time, asked for in one place, so that a test can move it. Milliseconds since the epoch, unless a name says otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+SECOND = 1_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+
+
+class Clock(Protocol):
+    def now(self) -> int:
+        """Wall clock in milliseconds since the epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds, for intervals and limits."""
+        ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class SystemClock:
+    def now(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)

@@ -1,0 +1,95 @@
+"""What waits to leave for other servers beside room events: ephemeral data units (EDUs).
+
+Durable ones (to-device messages, device list changes, cross-signing keys) are rows, written in the transaction of the
+change itself; `federation/outbox` follows them and deletes each once its server has taken it. Passing ones (typing,
+receipts, presence) are handed over in memory: a lost one is replaced by the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import orjson
+
+from relay.db import Query, Row, Schema, Table, Tx
+from relay.part import Finding, Part
+
+# Called with (destination, edu_type, content, key); a later one with the same key replaces an earlier one that still waits.
+TakesPassing = Callable[[str, str, dict[str, Any], str], None]
+
+
+class Departures(Part):
+    schema = Schema(
+        "departures",
+        tables=(
+            Table(
+                "departing_edus",
+                "encrypted or key material on its way to another server",
+                {
+                    "pos": (
+                        "its place on the number line, the order of sending",
+                        "until the other server has taken it",
+                    ),
+                    "destination": ("which server it is for", "until the other server has taken it"),
+                    "type": ("which kind of EDU", "until the other server has taken it"),
+                    "content": ("the EDU's content: ciphertext and public keys", "until the other server has taken it"),
+                },
+            ),
+        ),
+        steps=(
+            """
+            CREATE TABLE departing_edus (
+                pos BIGINT PRIMARY KEY, destination TEXT NOT NULL, type TEXT NOT NULL, content BYTES NOT NULL);
+            CREATE INDEX departing_edus_by_destination ON departing_edus (destination, pos)
+            """,
+        ),
+    )
+
+    def __init__(self, server_name: str) -> None:
+        self._server_name = server_name
+        self._takes_passing: TakesPassing | None = None
+
+    def deliver_passing_to(self, takes: TakesPassing) -> None:
+        self._takes_passing = takes
+
+    def durable(self, tx: Tx, destinations: Iterable[str], edu_type: str, content: dict[str, Any]) -> None:
+        """Leaves once `tx` is committed, and survives restarts until delivered."""
+        raw = orjson.dumps(content)
+        for destination in destinations:
+            if destination != self._server_name:
+                tx.run(
+                    "INSERT INTO departing_edus (pos, destination, type, content) VALUES ($1, $2, $3, $4)",
+                    tx.pos(),
+                    destination,
+                    edu_type,
+                    raw,
+                )
+
+    def waiting(self, query: Query, destination: str, after: int, limit: int) -> list[Row]:
+        """(pos, type, content) of what one server has not taken yet, in order."""
+        return query.all(
+            "SELECT pos, type, content FROM departing_edus WHERE destination = $1 AND pos > $2 ORDER BY pos LIMIT $3",
+            destination,
+            after,
+            limit,
+        )
+
+    def destinations(self, query: Query, after: int, upto: int) -> list[str]:
+        """The servers for which something came in (after, upto]."""
+        rows = query.all("SELECT DISTINCT destination FROM departing_edus WHERE pos > $1 AND pos <= $2", after, upto)
+        return [destination for (destination,) in rows]
+
+    def taken(self, tx: Tx, destination: str, upto: int) -> None:
+        tx.run("DELETE FROM departing_edus WHERE destination = $1 AND pos <= $2", destination, upto)
+
+    def passing(self, destinations: Iterable[str], edu_type: str, content: dict[str, Any], key: str) -> None:
+        """Leaves soon or never."""
+        if self._takes_passing is not None:
+            for destination in destinations:
+                if destination != self._server_name:
+                    self._takes_passing(destination, edu_type, content, key)
+
+    def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
+        rows: list[Row] = query.all("SELECT type, count(*) FROM departing_edus GROUP BY type")
+        return {f"departing_edus: {edu_type} on its way": number for edu_type, number in rows}, []

@@ -1,0 +1,106 @@
+"""What each door asks before it opens. A Protocol, and an implementation that lets everybody pass.
+
+Each method returns, or raises an ApiError whose sentence tells the person what to do. `people` (invite blocking) and
+`moderation/hooks` implement doors; `Together` asks several in order. A door sees ciphertext and metadata, never more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from relay.protocol.event import Event
+
+
+class Doors(Protocol):
+    async def register(self, user_id: str) -> None: ...
+    async def login(self, user_id: str) -> None: ...
+    async def create_room(self, user_id: str, content: dict[str, Any]) -> None: ...
+    async def invite(self, sender: str, target: str, room_id: str) -> None:
+        """A local user is invited, by someone here or elsewhere."""
+        ...
+
+    async def join(self, user_id: str, room_id: str) -> None: ...
+    async def knock(self, user_id: str, room_id: str) -> None: ...
+    async def send(self, event: Event) -> None:
+        """An event of a local user, before it is recorded."""
+        ...
+
+    async def receive(self, origin: str, event: Event) -> None:
+        """An event of another server, before it is recorded. A refusal soft-fails it."""
+        ...
+
+    async def upload(self, user_id: str, size: int) -> None: ...
+    async def download(self, user_id: str | None, server_name: str, media_id: str) -> None: ...
+    async def profile(self, user_id: str, field_name: str, value: Any) -> None: ...
+    async def alias(self, user_id: str, alias: str, room_id: str) -> None: ...
+    async def publish_room(self, user_id: str, room_id: str) -> None: ...
+    async def to_device(self, sender: str, target: str, event_type: str) -> None: ...
+    async def server(self, server_name: str) -> None:
+        """Any traffic with this server, in or out."""
+        ...
+
+
+class OpenDoors:
+    """Lets everybody pass."""
+
+    async def register(self, user_id: str) -> None:
+        return None
+
+    async def login(self, user_id: str) -> None:
+        return None
+
+    async def create_room(self, user_id: str, content: dict[str, Any]) -> None:
+        return None
+
+    async def invite(self, sender: str, target: str, room_id: str) -> None:
+        return None
+
+    async def join(self, user_id: str, room_id: str) -> None:
+        return None
+
+    async def knock(self, user_id: str, room_id: str) -> None:
+        return None
+
+    async def send(self, event: Event) -> None:
+        return None
+
+    async def receive(self, origin: str, event: Event) -> None:
+        return None
+
+    async def upload(self, user_id: str, size: int) -> None:
+        return None
+
+    async def download(self, user_id: str | None, server_name: str, media_id: str) -> None:
+        return None
+
+    async def profile(self, user_id: str, field_name: str, value: Any) -> None:
+        return None
+
+    async def alias(self, user_id: str, alias: str, room_id: str) -> None:
+        return None
+
+    async def publish_room(self, user_id: str, room_id: str) -> None:
+        return None
+
+    async def to_device(self, sender: str, target: str, event_type: str) -> None:
+        return None
+
+    async def server(self, server_name: str) -> None:
+        return None
+
+
+class Together:
+    """Asks each of several doors in order; the first refusal counts."""
+
+    def __init__(self, doors: Sequence[Doors]) -> None:
+        self._doors = tuple(doors)
+
+    def __getattr__(self, name: str) -> Any:
+        asked = [getattr(door, name) for door in self._doors]
+
+        async def ask(*args: Any) -> None:
+            for one in asked:
+                await one(*args)
+
+        return ask

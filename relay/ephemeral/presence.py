@@ -1,0 +1,173 @@
+"""Who is online: off unless the configuration asks for it, in memory only, and never with a status text.
+
+Where it is off, what clients say of it is accepted and forgotten, and everybody is offline. Changes ride the line of the
+typing notices, so that they never touch the database. Spec: client-server-api/#presence, server-server-api/#presence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from relay.bell import Bell
+from relay.clock import MINUTE, Clock
+from relay.departures import Departures
+from relay.errors import BadJson, Forbidden, InvalidParam
+from relay.ids import require_user_id, server_of
+from relay.part import Part, SyncAsk, SyncShare, TakesEdu
+from relay.rooms.rooms import Rooms
+from relay.web import Answer, Request, Route, get_string
+
+STATES = frozenset({"online", "unavailable", "offline"})
+# Without a word from any of a person's clients.
+OFFLINE_AFTER = 3 * MINUTE
+# After the last time a client said "online" of its own accord.
+IDLE_AFTER = 5 * MINUTE
+CURRENTLY_ACTIVE = MINUTE
+# Another server repeats itself; what it no longer says is over.
+REMOTE_OFFLINE_AFTER = 30 * MINUTE
+TICK_SECONDS = 20.0
+MAX_PEOPLE = 10_000
+MAX_IN_EDU = 100
+
+
+class _State:
+    __slots__ = ("active", "number", "presence", "seen")
+
+    def __init__(self) -> None:
+        self.presence = "offline"
+        self.active = 0  # when last active, ms
+        self.seen = 0  # when last heard of, ms
+        self.number = 0
+
+
+class Presence(Part):
+    def __init__(
+        self, enabled: bool, bell: Bell, clock: Clock, rooms: Rooms, departures: Departures, server_name: str
+    ) -> None:
+        self._enabled = enabled
+        self._bell = bell
+        self._clock = clock
+        self._rooms = rooms
+        self._departures = departures
+        self._server_name = server_name
+        self._people: dict[str, _State] = {}
+
+    def routes(self) -> Iterable[Route]:
+        path = "/_matrix/client/v3/presence/{user_id}/status"
+        yield Route("GET", path, self._get)
+        yield Route("PUT", path, self._put)
+
+    def edus(self) -> Mapping[str, TakesEdu]:
+        return {"m.presence": self._take_edu}
+
+    async def _get(self, request: Request) -> Answer:
+        user_id = require_user_id(request.params["user_id"])
+        if not self._enabled:
+            return {"presence": "offline"}
+        if user_id != request.user_id and not await self._rooms.share_a_room(request.user_id, user_id):
+            raise Forbidden("You share no room with this person.")
+        return self._content(self._people.get(user_id) or _State())
+
+    async def _put(self, request: Request) -> Answer:
+        if request.params["user_id"] != request.user_id:
+            raise Forbidden("You can only set your own presence.")
+        presence = get_string(request.json(), "presence")
+        if presence not in STATES:
+            raise InvalidParam("presence is online, unavailable or offline.")
+        await self.seen(request.user_id, presence)
+        return {}
+
+    async def seen(self, user_id: str, presence: str = "online") -> None:
+        """A client of a local person is here: /sync says so with its `set_presence`."""
+        if not self._enabled or presence not in STATES:
+            return
+        state = self._state(user_id)
+        now = self._clock.now()
+        state.seen = now
+        if presence == "online":
+            state.active = now
+        if state.presence != presence:
+            state.presence = presence
+            await self._tell(user_id, state)
+
+    def _state(self, user_id: str) -> _State:
+        state = self._people.pop(user_id, None) or _State()
+        self._people[user_id] = state
+        while len(self._people) > MAX_PEOPLE:
+            del self._people[next(iter(self._people))]
+        return state
+
+    async def _tell(self, user_id: str, state: _State) -> None:
+        state.number = self._bell.ring_typing(await self._rooms.local_neighbours(user_id))
+        if server_of(user_id) == self._server_name:
+            content = {"push": [{"user_id": user_id, **self._content(state)}]}
+            content["push"][0].setdefault("last_active_ago", 0)
+            servers = await self._rooms.servers_sharing(user_id)
+            self._departures.passing(servers, "m.presence", content, f"presence {user_id}")
+
+    def _content(self, state: _State) -> dict[str, Any]:
+        content: dict[str, Any] = {"presence": state.presence}
+        if state.active:
+            ago = max(0, self._clock.now() - state.active)
+            content["last_active_ago"] = ago
+            content["currently_active"] = state.presence == "online" and ago < CURRENTLY_ACTIVE
+        return content
+
+    async def _take_edu(self, origin: str, content: dict[str, Any]) -> None:
+        if not self._enabled:
+            return
+        push = content.get("push")
+        if not isinstance(push, list) or len(push) > MAX_IN_EDU:
+            raise BadJson(f"An m.presence has a list push of at most {MAX_IN_EDU} entries.")
+        for said in push:
+            if not isinstance(said, dict):
+                continue
+            user_id, presence, ago = said.get("user_id"), said.get("presence"), said.get("last_active_ago", 0)
+            if not isinstance(user_id, str) or server_of(user_id) != origin or presence not in STATES:
+                continue
+            if user_id not in self._people and not await self._rooms.local_neighbours(user_id):
+                continue
+            state = self._state(user_id)
+            now = self._clock.now()
+            state.seen = now
+            state.active = now - ago if type(ago) is int and 0 <= ago < now else now
+            if state.presence != presence:
+                state.presence = presence
+                await self._tell(user_id, state)
+
+    async def changes(self, ask: SyncAsk, share: SyncShare) -> None:
+        if not self._people:
+            return
+        initial = ask.since is None
+        changed = [
+            (user_id, state)
+            for user_id, state in self._people.items()
+            if (state.presence != "offline" if initial or ask.newly_joined else state.number > ask.since_typing)
+            or state.number > ask.since_typing
+        ]
+        if not changed:
+            return
+        near = await self._rooms.neighbours(ask.user_id) | {ask.user_id}
+        for user_id, state in changed:
+            if user_id in near:
+                share.presence.append({"type": "m.presence", "sender": user_id, "content": self._content(state)})
+
+    async def run(self) -> None:
+        while self._enabled:
+            await self._clock.sleep(TICK_SECONDS)
+            await self.expire()
+
+    async def expire(self) -> None:
+        now = self._clock.now()
+        for user_id, state in list(self._people.items()):
+            local = server_of(user_id) == self._server_name
+            if state.presence != "offline" and now - state.seen > (OFFLINE_AFTER if local else REMOTE_OFFLINE_AFTER):
+                state.presence = "offline"
+            elif state.presence == "online" and local and now - state.active > IDLE_AFTER:
+                state.presence = "unavailable"
+            else:
+                if state.presence == "offline" and now - state.seen > REMOTE_OFFLINE_AFTER:
+                    del self._people[user_id]
+                continue
+            await self._tell(user_id, state)

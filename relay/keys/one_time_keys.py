@@ -1,0 +1,388 @@
+"""One-time and fallback keys: uploaded by a device, handed out once each, in the order of upload, or the fallback key.
+
+Everything that gives a key away happens in one function inside the database thread, so no two callers get the same. The
+name and digest of a key that was given away stay for a week: a client that repeats a lost upload must not bring it back.
+Spec: client-server-api/#one-time-and-fallback-keys, #post_matrixclientv3keysclaim, server-server-api/#end-to-end-encryption.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import orjson
+
+from relay.accounts.devices import Devices
+from relay.clock import DAY, HOUR, Clock
+from relay.db import Database, Query, Schema, Table, Tx
+from relay.errors import ApiError, BadJson, InvalidParam, RemoteError, TooLarge, UnknownToken
+from relay.ids import is_user_id, server_of
+from relay.keys.kept import Kept
+from relay.keys.shapes import is_name, unsigned_form
+from relay.part import Part, SyncAsk, SyncShare
+from relay.remote import Remote
+from relay.web import Answer, Request, Route, get_object
+
+MAX_KEY_BYTES = 4 * 1024
+MAX_KEYS_PER_DEVICE = 1_000
+MAX_FALLBACK_KEYS = 16
+MAX_COUNTS_KEPT = 10_000
+MAX_SERVERS_AT_ONCE = 20
+GIVEN_KEPT_DAYS = 7
+SWEEP_SECONDS = HOUR / 1000
+REMOTE_TIMEOUT_MS = 10_000
+# Clients take a missing count for a server that says nothing.
+ALWAYS_COUNTED = "signed_curve25519"
+
+_DEVICE_LIFE = "until the device signs out"
+
+
+@dataclass(slots=True, frozen=True)
+class Key:
+    algorithm: str
+    key_id: str
+    keys: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class Supply:
+    """What a device has left."""
+
+    counts: dict[str, int]
+    unused_fallbacks: list[str]
+
+
+class OneTimeKeys(Part):
+    schema = Schema(
+        "one_time_keys",
+        tables=(
+            Table(
+                "one_time_keys",
+                "public keys, made to be handed out once",
+                {
+                    "user_id": ("whose key it is", "until somebody claims it"),
+                    "device_id": ("which device's key it is", "until somebody claims it"),
+                    "algorithm": ("what it is for", "until somebody claims it"),
+                    "pos": ("when it was uploaded: the order of handing out", "until somebody claims it"),
+                    "key_id": ("its name", "until somebody claims it"),
+                    "keys": ("the public key and its signature", "until somebody claims it"),
+                },
+            ),
+            Table(
+                "given_keys",
+                "the name and digest of a public key that was handed out",
+                {
+                    "user_id": ("whose key it was", "a week"),
+                    "device_id": ("which device's key it was", "a week"),
+                    "key_id": ("its name", "a week"),
+                    "digest": ("which key it was, so that a repeated upload does not bring it back", "a week"),
+                    "day": ("since when", "a week"),
+                },
+            ),
+            Table(
+                "fallback_keys",
+                "public keys, made to be handed out where no one-time key is left",
+                {
+                    "user_id": ("whose key it is", _DEVICE_LIFE),
+                    "device_id": ("which device's key it is", _DEVICE_LIFE),
+                    "algorithm": ("what it is for", "until it is replaced"),
+                    "key_id": ("its name", "until it is replaced"),
+                    "keys": ("the public key and its signature", "until it is replaced"),
+                    "used": ("whether the device should replace it", "until it is replaced"),
+                },
+            ),
+        ),
+        steps=(
+            """
+            CREATE TABLE one_time_keys (
+                user_id TEXT NOT NULL, device_id TEXT NOT NULL, algorithm TEXT NOT NULL, pos BIGINT NOT NULL,
+                key_id TEXT NOT NULL, keys BYTES NOT NULL, PRIMARY KEY (user_id, device_id, algorithm, pos, key_id));
+            CREATE TABLE given_keys (
+                user_id TEXT NOT NULL, device_id TEXT NOT NULL, key_id TEXT NOT NULL, digest BYTES NOT NULL,
+                day BIGINT NOT NULL, PRIMARY KEY (user_id, device_id, key_id));
+            CREATE INDEX given_keys_by_day ON given_keys (day);
+            CREATE TABLE fallback_keys (
+                user_id TEXT NOT NULL, device_id TEXT NOT NULL, algorithm TEXT NOT NULL, key_id TEXT NOT NULL,
+                keys BYTES NOT NULL, used SMALLINT NOT NULL, PRIMARY KEY (user_id, device_id, algorithm))
+            """,
+        ),
+    )
+
+    def __init__(self, db: Database, clock: Clock, devices: Devices, remote: Remote, server_name: str) -> None:
+        self._db = db
+        self._clock = clock
+        self._devices = devices
+        self._remote = remote
+        self._server_name = server_name
+        # Dropped by uploads, claims and the deletion of the device.
+        self._supplies: Kept[tuple[str, str], Supply] = Kept(MAX_COUNTS_KEPT)
+
+    def routes(self) -> Iterable[Route]:
+        yield Route("POST", "/_matrix/client/v3/keys/claim", self._claim_route, limit="keys")
+
+    # --- uploading
+
+    def upload(self, tx: Tx, user_id: str, device_id: str, one_time: list[Key], fallback: list[Key]) -> None:
+        """Adds to the device's supply; `await tx` returns how many one-time keys it has of each algorithm.
+
+        The write fails where the device has signed out meanwhile.
+        """
+        pos = tx.pos()
+
+        def store(query: Query) -> dict[str, int]:
+            if device_id not in self._devices.ids(query, user_id):
+                raise UnknownToken("This device has signed out. Sign in again.")
+            if one_time:
+                self._store(query, user_id, device_id, one_time, pos)
+            for key in fallback:
+                self._store_fallback(query, user_id, device_id, key)
+            return _counts(query, user_id, device_id)
+
+        tx.call(store)
+        tx.after(lambda: self._supplies.drop((user_id, device_id)))
+
+    def _store(self, query: Query, user_id: str, device_id: str, keys: list[Key], pos: int) -> None:
+        have: dict[str, bytes] = dict(
+            query.all(
+                "SELECT key_id, keys FROM one_time_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id
+            )
+        )
+        new = []
+        for key in keys:
+            old = have.get(key.key_id)
+            if old is None:
+                given = query.value(
+                    "SELECT digest FROM given_keys WHERE user_id = $1 AND device_id = $2 AND key_id = $3",
+                    user_id,
+                    device_id,
+                    key.key_id,
+                )
+                if given is None or given != _digest(key.keys):
+                    new.append((user_id, device_id, key.algorithm, pos, key.key_id, key.keys))
+            elif old != key.keys and not _same_key(old, key.keys):
+                raise InvalidParam(
+                    f"There is already another one-time key with the name {key.key_id}. Upload new keys under new names."
+                )
+        if len(have) + len(new) > MAX_KEYS_PER_DEVICE:
+            raise TooLarge(f"A device can have {MAX_KEYS_PER_DEVICE} unclaimed one-time keys. Upload fewer.")
+        query.many(
+            "INSERT INTO one_time_keys (user_id, device_id, algorithm, pos, key_id, keys) VALUES ($1, $2, $3, $4, $5, $6)",
+            new,
+        )
+
+    def _store_fallback(self, query: Query, user_id: str, device_id: str, key: Key) -> None:
+        old = query.one(
+            "SELECT key_id, keys FROM fallback_keys WHERE user_id = $1 AND device_id = $2 AND algorithm = $3",
+            user_id,
+            device_id,
+            key.algorithm,
+        )
+        if old == (key.key_id, key.keys):
+            return  # repeated, because the answer was lost: whether it was used has not changed
+        query.run(
+            "INSERT INTO fallback_keys (user_id, device_id, algorithm, key_id, keys, used) VALUES ($1, $2, $3, $4, $5, 0) "
+            "ON CONFLICT (user_id, device_id, algorithm) DO UPDATE SET "
+            "key_id = excluded.key_id, keys = excluded.keys, used = 0",
+            user_id,
+            device_id,
+            key.algorithm,
+            key.key_id,
+            key.keys,
+        )
+
+    # --- what is left
+
+    async def supply(self, user_id: str, device_id: str) -> Supply:
+        known = self._supplies.get((user_id, device_id))
+        if known is None:
+            ticket = self._supplies.begin((user_id, device_id))
+            known = await self._db.read(_supply, user_id, device_id)
+            self._supplies.put((user_id, device_id), known, ticket)
+        return known
+
+    async def changes(self, ask: SyncAsk, share: SyncShare) -> None:
+        supply = await self.supply(ask.user_id, ask.device_id)
+        share.one_time_keys_count = supply.counts
+        share.unused_fallback_key_types = supply.unused_fallbacks
+
+    # --- handing out
+
+    async def claim_local(self, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, dict[str, Any]]]:
+        """`{user: {device: algorithm}}` of local users; what is not there is left out. The keys are ready JSON."""
+        asked = [
+            (user_id, device_id, algorithm)
+            for user_id, devices in wanted.items()
+            for device_id, algorithm in devices.items()
+        ]
+        if not asked:
+            return {}
+        day = self._clock.now() // DAY
+
+        def claim(query: Query) -> dict[str, dict[str, dict[str, Any]]]:
+            found: dict[str, dict[str, dict[str, Any]]] = {}
+            given = []
+            for user_id, device_id, algorithm in asked:
+                row = query.one(
+                    "DELETE FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 AND (pos, key_id) = "
+                    "(SELECT pos, key_id FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 "
+                    "ORDER BY pos, key_id LIMIT 1) RETURNING key_id, keys",
+                    user_id,
+                    device_id,
+                    algorithm,
+                )
+                if row is not None:
+                    given.append((user_id, device_id, row[0], _digest(row[1]), day))
+                else:
+                    row = query.one(
+                        "UPDATE fallback_keys SET used = 1 WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 "
+                        "RETURNING key_id, keys",
+                        user_id,
+                        device_id,
+                        algorithm,
+                    )
+                if row is not None:
+                    found.setdefault(user_id, {})[device_id] = {row[0]: orjson.Fragment(row[1])}
+            query.many(
+                "INSERT INTO given_keys (user_id, device_id, key_id, digest, day) VALUES ($1, $2, $3, $4, $5) "
+                "ON CONFLICT (user_id, device_id, key_id) DO UPDATE SET digest = excluded.digest, day = excluded.day",
+                given,
+            )
+            return found
+
+        with self._db.write() as tx:
+            tx.call(claim)
+            tx.after(lambda: self._drop(asked))
+        answer: dict[str, dict[str, dict[str, Any]]] = await tx
+        return answer
+
+    def _drop(self, asked: list[tuple[str, str, str]]) -> None:
+        for user_id, device_id, _ in asked:
+            self._supplies.drop((user_id, device_id))
+
+    async def _claim_route(self, request: Request) -> Answer:
+        body = request.json()
+        local: dict[str, dict[str, str]] = {}
+        elsewhere: dict[str, dict[str, dict[str, str]]] = {}
+        for user_id, devices in get_object(body, "one_time_keys").items():
+            if not is_user_id(user_id) or not isinstance(devices, dict):
+                raise BadJson("The key one_time_keys maps user IDs to objects.")
+            if not all(isinstance(algorithm, str) for algorithm in devices.values()):
+                raise BadJson("In one_time_keys each device ID has the name of an algorithm.")
+            server = server_of(user_id)
+            if server == self._server_name:
+                local[user_id] = devices
+            else:
+                elsewhere.setdefault(server, {})[user_id] = devices
+        found = await self.claim_local(local)
+        failures: dict[str, Any] = {}
+        if elsewhere:
+            seconds = timeout_of(body)
+            at_once = asyncio.Semaphore(MAX_SERVERS_AT_ONCE)
+
+            async def claim_from(server: str, wanted: dict[str, dict[str, str]]) -> None:
+                try:
+                    async with asyncio.timeout(seconds), at_once:
+                        found.update(_asked_for(await self._remote.claim_keys(server, wanted), wanted))
+                except (RemoteError, ApiError, TimeoutError) as error:
+                    failures[server] = failure(error)
+
+            async with asyncio.TaskGroup() as group:
+                for server, wanted in elsewhere.items():
+                    group.create_task(claim_from(server, wanted))
+        return {"one_time_keys": found, "failures": failures}
+
+    # --- going
+
+    def device_deleted(self, tx: Tx, user_id: str, device_id: str) -> None:
+        tx.run("DELETE FROM one_time_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)
+        tx.run("DELETE FROM given_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)
+        tx.run("DELETE FROM fallback_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)
+        tx.after(lambda: self._supplies.drop((user_id, device_id)))
+
+    async def run(self) -> None:
+        while True:
+            with self._db.write() as tx:
+                tx.run("DELETE FROM given_keys WHERE day < $1", self._clock.now() // DAY - GIVEN_KEPT_DAYS)
+            await self._clock.sleep(SWEEP_SECONDS)
+
+
+def parse(body: Mapping[str, Any], name: str, most: int) -> list[Key]:
+    """The `one_time_keys` or `fallback_keys` of an upload. Raises BadJson, TooLarge."""
+    given = body.get(name) or {}
+    if not isinstance(given, dict):
+        raise BadJson(f"The key {name} is not an object.")
+    if len(given) > most:
+        raise TooLarge(f"The key {name} holds more than {most} keys. Upload fewer.")
+    keys = []
+    for key_id, value in given.items():
+        algorithm, colon, rest = key_id.partition(":")
+        if not (colon and algorithm and rest and is_name(key_id)):
+            raise BadJson(f"The names in {name} look like ALGORITHM:ID.")
+        if not isinstance(value, (str, dict)):
+            raise BadJson(f"The values in {name} are keys: strings or objects.")
+        raw = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        if len(raw) > MAX_KEY_BYTES:
+            raise TooLarge(f"A key in {name} is larger than {MAX_KEY_BYTES} bytes.")
+        keys.append(Key(algorithm, key_id, raw))
+    return keys
+
+
+def timeout_of(body: Mapping[str, Any]) -> float:
+    """How many seconds a client's request waits for other servers."""
+    given = body.get("timeout", REMOTE_TIMEOUT_MS)
+    if type(given) is not int or given < 0:
+        raise BadJson("The key timeout is a number of milliseconds.")
+    return min(given, REMOTE_TIMEOUT_MS) / 1000
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """How an unreachable server stands in `failures`."""
+    if isinstance(error, RemoteError):
+        return {"errcode": error.errcode, "error": error.text, "status": error.status or 503}
+    if isinstance(error, ApiError):
+        return error.body()
+    return {"errcode": "M_UNKNOWN", "error": "The server did not answer in time.", "status": 504}
+
+
+def _asked_for(answer: Mapping[str, Any], wanted: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """What another server answered, without users and devices that it was not asked for."""
+    given = answer.get("one_time_keys")
+    found = {}
+    for user_id, devices in wanted.items():
+        theirs = given.get(user_id) if isinstance(given, dict) else None
+        if isinstance(theirs, dict):
+            keys = {device_id: theirs[device_id] for device_id in devices if isinstance(theirs.get(device_id), dict)}
+            if keys:
+                found[user_id] = keys
+    return found
+
+
+def _supply(query: Query, user_id: str, device_id: str) -> Supply:
+    unused = query.all(
+        "SELECT algorithm FROM fallback_keys WHERE user_id = $1 AND device_id = $2 AND used = 0 ORDER BY algorithm",
+        user_id,
+        device_id,
+    )
+    return Supply(_counts(query, user_id, device_id), [algorithm for (algorithm,) in unused])
+
+
+def _counts(query: Query, user_id: str, device_id: str) -> dict[str, int]:
+    rows = query.all(
+        "SELECT algorithm, count(*) FROM one_time_keys WHERE user_id = $1 AND device_id = $2 GROUP BY algorithm",
+        user_id,
+        device_id,
+    )
+    return {ALWAYS_COUNTED: 0, **dict(rows)}
+
+
+def _digest(keys: bytes) -> bytes:
+    return sha256(keys).digest()[:16]
+
+
+def _same_key(one: bytes, other: bytes) -> bool:
+    """Signatures may differ: a device that was signed anew is still the same key."""
+    a, b = orjson.loads(one), orjson.loads(other)
+    return isinstance(a, dict) and isinstance(b, dict) and unsigned_form(a) == unsigned_form(b)

@@ -1,0 +1,51 @@
+"""Rate limits: token buckets by class and key, in memory, bounded. Spec: client-server-api/#rate-limiting.
+
+A bucket holds at most `burst` and refills at `per_second`. A full bucket is forgotten: it says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from relay.clock import Clock
+from relay.errors import LimitExceeded
+
+MAX_BUCKETS = 50_000
+
+
+class Rate(Protocol):
+    @property
+    def per_second(self) -> float: ...
+    @property
+    def burst(self) -> int: ...
+
+
+class Limits:
+    def __init__(self, rates: Mapping[str, Rate], clock: Clock, *, enabled: bool = True) -> None:
+        self._rates = rates
+        self._clock = clock
+        self._enabled = enabled
+        self._buckets: dict[tuple[str, str], tuple[float, float]] = {}
+
+    def spend(self, rate_class: str, key: str, cost: float = 1.0) -> None:
+        """Raises LimitExceeded with the time until it would pass."""
+        if not self._enabled:
+            return
+        rate = self._rates[rate_class]
+        now = self._clock.monotonic()
+        left, at = self._buckets.get((rate_class, key), (float(rate.burst), now))
+        left = min(float(rate.burst), left + (now - at) * rate.per_second)
+        if left < cost:
+            raise LimitExceeded((cost - left) / rate.per_second)
+        if len(self._buckets) >= MAX_BUCKETS:
+            self._forget_full(now)
+        self._buckets[(rate_class, key)] = (left - cost, now)
+
+    def _forget_full(self, now: float) -> None:
+        for bucket, (left, at) in list(self._buckets.items()):
+            rate = self._rates[bucket[0]]
+            if left + (now - at) * rate.per_second >= rate.burst:
+                del self._buckets[bucket]
+        while len(self._buckets) >= MAX_BUCKETS:
+            del self._buckets[next(iter(self._buckets))]

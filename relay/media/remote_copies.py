@@ -1,0 +1,323 @@
+"""Files of other servers: encrypted ones are kept for a while, readable ones only pass through.
+
+A copy is made while its first reader gets it; others who ask meanwhile wait for it. Copies go when nobody asked for them
+for `media.remote_retention`, the longest unused first when they take more than `media.remote_cache_bytes`. Small pictures
+that clients want as avatars are held in memory, never on disk. Spec: server-server-api/#content-repository.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from relay.clock import HOUR, MINUTE, SECOND, Clock
+from relay.config import Media as MediaSettings
+from relay.db import Database, Query, Row, Schema, Table
+from relay.errors import NotFound, Refused, StorageFull
+from relay.media.files import Reader, Store
+from relay.media.waiting import MAX_PICTURE, picture_type
+from relay.part import Finding, Part
+from relay.protocol.readable import HEAD_BYTES
+from relay.protocol.seal import Seal
+from relay.remote import Remote
+
+# How much is looked at before it is decided what a file is.
+LOOK = 64 * 1024
+MAX_FETCHES = 16
+# So that a slow first reader does not hold up the others.
+WAIT_FOR_COPY = 10.0
+# "Last asked for" is written this coarsely.
+USED_STEP = HOUR
+TRIM_INTERVAL = 10 * MINUTE
+MAX_TRIMMED = 500
+# Trimmed early when new copies made up this part of the room for them.
+TRIM_SHARE = 16
+MAX_SHOWN_BYTES = 8 * 1024 * 1024
+SHOWN_FOR = HOUR
+
+
+@dataclass(slots=True)
+class Passing:
+    """A file on its way from its server, of which the first bytes were looked at."""
+
+    first: bytes
+    whole: bool
+    readable: bool
+    length: int | None
+    rest: AsyncIterator[bytes]
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        if self.first:
+            yield self.first
+        async for chunk in self.rest:
+            yield chunk
+
+
+class RemoteCopies(Part):
+    schema = Schema(
+        "remote_media",
+        tables=(
+            Table(
+                "remote_media",
+                "a copy of another server's encrypted file",
+                {
+                    "server": ("where it comes from", "media.remote_retention after it was last asked for"),
+                    "media_id": ("its ID there", "media.remote_retention after it was last asked for"),
+                    "file": ("its name in our folder", "media.remote_retention after it was last asked for"),
+                    "size": ("bytes", "media.remote_retention after it was last asked for"),
+                    "used_ts": (
+                        "when it was last asked for, to the hour",
+                        "media.remote_retention after it was last asked for",
+                    ),
+                },
+            ),
+        ),
+        steps=(
+            """
+            CREATE TABLE remote_media (server TEXT NOT NULL, media_id TEXT NOT NULL, file TEXT NOT NULL, size BIGINT NOT NULL,
+                used_ts BIGINT NOT NULL, PRIMARY KEY (server, media_id));
+            CREATE INDEX remote_media_by_use ON remote_media (used_ts)
+            """,
+        ),
+    )
+
+    def __init__(
+        self, db: Database, clock: Clock, settings: MediaSettings, seal: Seal, remote: Remote, folder: Path
+    ) -> None:
+        self.store = Store(folder)
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+        self._seal = seal
+        self._remote = remote
+        self._places = asyncio.Semaphore(MAX_FETCHES)
+        self._copying: dict[tuple[str, str], asyncio.Event] = {}
+        self._shown: OrderedDict[tuple[str, str], tuple[str, bytes, int]] = OrderedDict()
+        self._shown_bytes = 0
+        self._untrimmed_bytes = 0
+
+    @asynccontextmanager
+    async def open(self, server: str, media_id: str) -> AsyncIterator[Reader | Passing]:
+        """A kept copy, or the file on its way. Raises RemoteError, NotFound, ApiError."""
+        reader = await self._kept(server, media_id)
+        if reader is None and (copying := self._copying.get((server, media_id))) is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(copying.wait(), WAIT_FOR_COPY)
+            reader = await self._kept(server, media_id)
+        if reader is not None:
+            with reader:
+                yield reader
+            return
+        async with self._places:
+            fetched = await self._remote.media(server, media_id, self._settings.max_upload_bytes)
+            try:
+                yield await self._look(fetched.chunks, fetched.length)
+            finally:
+                if isinstance(fetched.chunks, AsyncGenerator):
+                    await fetched.chunks.aclose()
+
+    async def _look(self, chunks: AsyncIterator[bytes], length: int | None) -> Passing:
+        first: list[bytes] = []
+        size, whole = 0, False
+        while size < LOOK:
+            try:
+                chunk = await anext(chunks)
+            except StopAsyncIteration:
+                whole = True
+                break
+            first.append(chunk)
+            size += len(chunk)
+        head = b"".join(first)
+        try:
+            self._seal.media(head, head if whole else None)
+        except Refused:
+            return Passing(head, whole, True, length, chunks)
+        # A long text can only be told at its end: what could still become one is not kept.
+        return Passing(head, whole, not whole and not self._seal.open and _may_be_text(head), length, chunks)
+
+    async def keeping(self, server: str, media_id: str, passing: Passing) -> AsyncGenerator[bytes, None]:
+        """The file's bytes as they come; a copy of an encrypted one remains. Close it, or run it to its end."""
+        key = (server, media_id)
+        if passing.readable or not self._settings.remote_retention or key in self._copying:
+            async for chunk in passing.chunks():
+                yield chunk
+            return
+        copied = self._copying[key] = asyncio.Event()
+        writer = self.store.writer(self._settings.max_upload_bytes)
+        kept, writable = False, True
+        try:
+            async for chunk in passing.chunks():
+                if writable:
+                    try:
+                        await writer.add(chunk)
+                    except StorageFull:
+                        writable = False  # the reader still gets it
+                yield chunk
+            if writable:
+                with suppress(StorageFull):
+                    await writer.finish()
+                    await self._remember(server, media_id, writer.media_id, writer.size)
+                    kept = True
+        finally:
+            if not kept:
+                writer.discard()
+            del self._copying[key]
+            copied.set()
+
+    async def _remember(self, server: str, media_id: str, file: str, size: int) -> None:
+        with self._db.write() as tx:
+            tx.run(
+                "INSERT INTO remote_media (server, media_id, file, size, used_ts) VALUES ($1, $2, $3, $4, $5) "
+                "ON CONFLICT (server, media_id) DO UPDATE SET file = excluded.file, size = excluded.size, used_ts = excluded.used_ts",
+                server,
+                media_id,
+                file,
+                size,
+                self._hour(),
+            )
+        await tx
+        self._untrimmed_bytes += size
+        if self._untrimmed_bytes > self._settings.remote_cache_bytes // TRIM_SHARE:
+            self._untrimmed_bytes = 0
+            await self.trim()
+
+    async def _kept(self, server: str, media_id: str) -> Reader | None:
+        row = await self._db.read(_copy, server, media_id)
+        if row is None:
+            return None
+        file, size, used = row
+        try:
+            reader = await self.store.open(file)
+        except NotFound:
+            return None
+        if reader.size != size:
+            reader.close()
+            return None
+        if used < self._hour():
+            with self._db.write() as tx:
+                tx.run(
+                    "UPDATE remote_media SET used_ts = $3 WHERE server = $1 AND media_id = $2",
+                    server,
+                    media_id,
+                    self._hour(),
+                )
+        return reader
+
+    def _hour(self) -> int:
+        now = self._clock.now()
+        return now - now % USED_STEP
+
+    # --- pictures in memory
+
+    async def picture(self, server: str, media_id: str) -> tuple[str, bytes]:
+        """A readable picture that fits into memory, with its content type. Raises NotFound where it is none."""
+        key = (server, media_id)
+        shown = self._shown.get(key)
+        if shown is not None and shown[2] > self._clock.now():
+            self._shown.move_to_end(key)
+            return shown[0], shown[1]
+        async with self.open(server, media_id) as found:
+            if isinstance(found, Passing) and (content_type := picture_type(found.first)) is not None:
+                body = bytearray()
+                async with aclosing(found.chunks()) as chunks:
+                    async for chunk in chunks:
+                        body += chunk
+                        if len(body) > MAX_PICTURE:
+                            raise NotFound("This picture is too large for a preview. Download it whole.")
+                self._show(key, content_type, bytes(body))
+                return content_type, bytes(body)
+        raise NotFound("There is no preview of this file: it is encrypted, or not a picture. Download it whole.")
+
+    def _show(self, key: tuple[str, str], content_type: str, body: bytes) -> None:
+        old = self._shown.pop(key, None)
+        self._shown_bytes += len(body) - (len(old[1]) if old else 0)
+        self._shown[key] = (content_type, body, self._clock.now() + SHOWN_FOR)
+        while self._shown_bytes > MAX_SHOWN_BYTES:
+            self._shown_bytes -= len(self._shown.popitem(last=False)[1][1])
+
+    # --- forgetting
+
+    async def run(self) -> None:
+        await self._remove_orphans()
+        while True:
+            while await self.trim():
+                pass
+            await self._clock.sleep(TRIM_INTERVAL / SECOND)
+
+    async def trim(self) -> int:
+        """Removes copies that are old, or too many. Returns how many, at most MAX_TRIMMED."""
+        before = self._clock.now() - self._settings.remote_retention
+        rows: list[Row] = await self._db.read(_to_trim, before, int(self._settings.remote_cache_bytes))
+        if rows:
+            with self._db.write() as tx:
+                tx.many("DELETE FROM remote_media WHERE server = $1 AND media_id = $2 AND file = $3", rows)
+            await tx
+            for _, _, file in rows:
+                await self.store.delete(file)
+        return len(rows)
+
+    async def _remove_orphans(self) -> None:
+        old = await self.store.left_behind()
+        known = (
+            await self._db.read(lambda query: {row[0] for row in query.all("SELECT file FROM remote_media")})
+            if old
+            else set()
+        )
+        for file in old:
+            if file not in known:
+                await self.store.delete(file)
+
+    def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
+        known = {row[0] for row in query.all("SELECT file FROM remote_media")}
+        count, findings = 0, []
+        for file, _, _ in self.store.every():
+            if file not in known:
+                text = "a copy without a row: a crash left it, and the next start removes it"
+                findings.append(Finding("remote_media", file or "a draft", text))
+                continue
+            count += 1
+            try:
+                self._seal.media(self.store.head(file, HEAD_BYTES), None)
+            except Refused:
+                findings.append(Finding("remote_media", file, "a readable file"))
+        return {"remote_media: an encrypted copy": count}, findings
+
+
+def _may_be_text(head: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _copy(query: Query, server: str, media_id: str) -> Row | None:
+    return query.one(
+        "SELECT file, size, used_ts FROM remote_media WHERE server = $1 AND media_id = $2", server, media_id
+    )
+
+
+def _to_trim(query: Query, before: int, most: int) -> list[Row]:
+    rows = query.all(
+        "SELECT server, media_id, file FROM remote_media WHERE used_ts < $1 ORDER BY used_ts LIMIT $2",
+        before - USED_STEP,
+        MAX_TRIMMED,
+    )
+    if rows:
+        return rows
+    too_much = int(query.value("SELECT sum(size) FROM remote_media") or 0) - most
+    if too_much <= 0:
+        return []
+    for server, media_id, file, size in query.all(
+        "SELECT server, media_id, file, size FROM remote_media ORDER BY used_ts LIMIT $1", MAX_TRIMMED
+    ):
+        rows.append((server, media_id, file))
+        too_much -= size
+        if too_much <= 0:
+            break
+    return rows

@@ -1,0 +1,1 @@
+"""What people want to hear of: `rules` keeps their push rules, `unread` counts what waits for them."""

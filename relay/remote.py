@@ -1,0 +1,83 @@
+"""What rooms, keys, people and media may ask of other servers: a Protocol, no code. `federation/client.py` implements it.
+
+Every method may raise RemoteError, and takes a bounded time. Answers are parsed JSON whose outer shape was checked;
+what stands inside an event is for `protocol.event.parse` to judge. Spec: server-server-api.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from relay.protocol.event import Event
+from relay.protocol.versions import RoomVersion
+
+Pdu = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Template:
+    version: RoomVersion
+    pdu: Pdu
+
+
+@dataclass(slots=True)
+class JoinAnswer:
+    state: list[Pdu]
+    auth_chain: list[Pdu]
+    event: Pdu | None
+    servers: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class RemoteMedia:
+    content_type: str
+    disposition: str | None
+    chunks: AsyncIterator[bytes]
+    length: int | None = None
+
+
+class Remote(Protocol):
+    async def make(
+        self, kind: Literal["join", "leave", "knock"], server: str, room_id: str, user_id: str
+    ) -> Template: ...
+    async def send_join(self, server: str, event: Event) -> JoinAnswer: ...
+    async def send_leave(self, server: str, event: Event) -> None: ...
+    async def send_knock(self, server: str, event: Event) -> list[dict[str, Any]]:
+        """The room's stripped state."""
+        ...
+
+    async def invite(self, server: str, event: Event, stripped: Sequence[Pdu]) -> Pdu:
+        """The invite as the other server has signed it."""
+        ...
+
+    async def missing_events(
+        self, server: str, room_id: str, earliest: Sequence[str], latest: Sequence[str], limit: int, min_depth: int
+    ) -> list[Pdu]: ...
+    async def state_ids(self, server: str, room_id: str, event_id: str) -> tuple[list[str], list[str]]:
+        """(state before the event, its auth chain), as event IDs."""
+        ...
+
+    async def state(self, server: str, room_id: str, event_id: str) -> tuple[list[Pdu], list[Pdu]]: ...
+    async def event(self, server: str, event_id: str) -> Pdu: ...
+    async def event_auth(self, server: str, room_id: str, event_id: str) -> list[Pdu]: ...
+    async def backfill(self, server: str, room_id: str, event_ids: Sequence[str], limit: int) -> list[Pdu]: ...
+    async def directory(self, server: str, alias: str) -> tuple[str, list[str]]:
+        """(room ID, servers that are in it)."""
+        ...
+
+    async def public_rooms(self, server: str, body: dict[str, Any]) -> dict[str, Any]: ...
+    async def hierarchy(self, server: str, room_id: str, suggested_only: bool) -> dict[str, Any]: ...
+    async def profile(self, server: str, user_id: str, field_name: str | None) -> dict[str, Any]: ...
+    async def query_keys(self, server: str, device_keys: dict[str, list[str]]) -> dict[str, Any]: ...
+    async def claim_keys(self, server: str, one_time_keys: dict[str, dict[str, str]]) -> dict[str, Any]: ...
+    async def user_devices(self, server: str, user_id: str) -> dict[str, Any]: ...
+    async def media(self, server: str, media_id: str, most_bytes: int) -> RemoteMedia: ...
+    async def verified(self, events: Sequence[Event]) -> list[bool]:
+        """Whether each event carries the valid signatures of all servers that must have signed it (keys are fetched)."""
+        ...
+
+    async def verified_json(self, server: str, value: dict[str, Any]) -> bool:
+        """Whether `server` signed this object with a key that is valid now."""
+        ...

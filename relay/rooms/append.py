@@ -1,0 +1,272 @@
+"""The one place that puts an event into a room: rows, memory and bell together, within one write.
+
+What is appended was judged before; nothing is judged here. The room's memory takes the event at once, so that the next
+one can build on it; if the write fails, the room is dropped and loaded again. The caller holds `room.lock` or runs
+without an await from judging to here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import orjson
+
+from relay.db import Tx
+from relay.ids import server_of
+from relay.protocol.event import Event
+from relay.rooms import state, store
+from relay.rooms.room import SERVER_ACL, Room
+from relay.rooms.rooms import Membership, Rooms
+from relay.rooms.state import StateMap
+from relay.rooms.store import HISTORY, REJECTED, SOFT_FAILED, Stored
+
+LOG_MEMBERSHIP = "INSERT INTO membership_log (pos, room_nid, user_id, before, after) VALUES ($1, $2, $3, $4, $5)"
+PUT_MEMBERSHIP = (
+    "INSERT INTO memberships (room_nid, user_id, membership, event_id, pos, since_pos, local) VALUES ($1, $2, $3, $4, $5, $6, $7) "
+    "ON CONFLICT (room_nid, user_id) DO UPDATE SET membership = excluded.membership, event_id = excluded.event_id, "
+    "pos = excluded.pos, since_pos = CASE WHEN memberships.membership = excluded.membership THEN memberships.since_pos "
+    "ELSE excluded.since_pos END, forgotten = 0, stripped = NULL"
+)
+
+
+class Appender:
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self._server_name = rooms.server_name
+
+    def new_room(self, tx: Tx, room: Room) -> None:
+        """The row of a room that was not known before."""
+        tx.run("INSERT INTO rooms (nid, room_id, version) VALUES ($1, $2, $3)", room.nid, room.room_id, room.version.name)
+        self._rooms.add(room)
+        tx.failed(lambda: self._rooms.drop(room))
+
+    def append(
+        self, tx: Tx, room: Room, event: Event, *, marks: int = 0, sent_by: tuple[str, str, str] | None = None, nid: int | None = None,
+        redacts: str | None = None,
+    ) -> Stored:
+        """An accepted event that builds on the current state: one of ours, or a foreign one without a fork.
+
+        `nid` is its number where it was an outlier before.
+        """
+        tx.failed(lambda: self._rooms.drop(room))
+        pos = tx.pos()
+        nid = pos if nid is None else nid
+        replaces = None
+        if event.key is not None:
+            before = room.entries.get(event.key)
+            replaces = before[0] if before is not None else None
+            self._note_membership(tx, room, event, pos)
+            room.take_state(event, nid)
+            self._record_state(tx, room, room.state_nid, [nid], pos)
+            room.keep(event)
+        return self._into_timeline(tx, room, Stored(event, nid, pos, room.nid, room.state_nid, marks, None, replaces, redacts, sent_by))
+
+    def append_forked(
+        self,
+        tx: Tx,
+        room: Room,
+        event: Event,
+        *,
+        nid: int,
+        state_after: int,
+        current: StateMap,
+        changed: Mapping[store.Key, Event],
+        replaces: str | None,
+        redacts: str | None = None,
+        marks: int = 0,
+    ) -> Stored:
+        """An accepted event beside others: the current state is the outcome of a resolution, `current`; `changed` are the
+        events in it that were not current before. `nid` is a number the caller took for it, `state_after` its own state."""
+        tx.failed(lambda: self._rooms.drop(room))
+        pos = tx.pos()
+        self.replace_state(tx, room, current, changed)
+        return self._into_timeline(tx, room, Stored(event, nid, pos, room.nid, state_after, marks, None, replaces, redacts))
+
+    def replace_state(self, tx: Tx, room: Room, current: StateMap, changed: Mapping[store.Key, Event]) -> None:
+        """The current state becomes `current`."""
+        if current == room.entries:
+            return
+        tx.failed(lambda: self._rooms.drop(room))
+        gone = [key for key in room.entries if key not in current]
+        pos = tx.last_pos or tx.pos()
+        for key, event in changed.items():
+            if key[0] == "m.room.member":
+                self._note_membership(tx, room, event, pos)
+        members = dict(room.members)
+        for key in gone:
+            if key[0] == "m.room.member":
+                self._lost_membership(tx, room, key[1], pos)
+                members.pop(key[1], None)
+        for key, event in changed.items():
+            room.keep(event)
+            if key[0] == "m.room.member":
+                members[key[1]] = event.membership or "leave"
+        acl = changed.get(SERVER_ACL)
+        keep_acl = room.acl if acl is None and SERVER_ACL in current else None
+        differing = [nid for key, (event_id, nid) in current.items() if room.entries.get(key, ("",))[0] != event_id]
+        base = None if gone else room.state_nid
+        room.take_whole_state(current, members, acl)
+        if keep_acl is not None:
+            room.acl = keep_acl
+        self._record_state(tx, room, base, differing, pos)
+
+    def _record_state(self, tx: Tx, room: Room, base: int | None, changed: Sequence[int], pos: int) -> None:
+        room.state_nid, room.steps = state.record(tx, room.nid, base, room.steps, room.entries, changed)
+        room.state_pos = pos
+        tx.run("UPDATE rooms SET state_nid = $2 WHERE nid = $1", room.nid, room.state_nid)
+        tx.run(
+            "INSERT INTO current_states (room_nid, pos, state_nid) VALUES ($1, $2, $3) "
+            "ON CONFLICT (room_nid, pos) DO UPDATE SET state_nid = excluded.state_nid",
+            room.nid, pos, room.state_nid,
+        )  # fmt: skip
+
+    def outlier(self, tx: Tx, room: Room, event: Event, *, marks: int = 0) -> int:
+        """An event that others cite: stored without a place in the timeline. Returns its nid. Twice is once."""
+        nid = tx.pos()
+        tx.run(
+            store.INSERT_EVENT + " ON CONFLICT (event_id) DO NOTHING",
+            nid, event.id, room.nid, None, min(event.depth, room.version.max_depth), event.type, event.sender,
+            event.state_key, None, marks, None, None, None, event.raw,
+        )  # fmt: skip
+        return nid
+
+    def history(
+        self, tx: Tx, room: Room, event: Event, *, nid: int, state_after: int, marks: int = 0, redacts: str | None = None
+    ) -> Stored:
+        """An event from before what we knew: paged by its depth, never part of /sync."""
+        one = Stored(event, nid, tx.pos(), room.nid, state_after, marks | HISTORY, redacts=redacts)
+        self._insert(tx, room, one)
+        return one
+
+    def set_aside(self, tx: Tx, room: Room, event: Event, *, nid: int, state_after: int | None, marks: int) -> Stored:
+        """A rejected or soft-failed event: later ones may cite it, nobody is shown it.
+
+        Spec: server-server-api/#rejection, #soft-failure. A soft-failed one keeps its state for resolution.
+        """
+        one = Stored(event, nid, None, room.nid, state_after, marks)
+        self._insert(tx, room, one)
+        return one
+
+    # --- the pieces
+
+    def _into_timeline(self, tx: Tx, room: Room, one: Stored) -> Stored:
+        event = one.event
+        self._insert(tx, room, one)
+        cited = [event_id for event_id in event.prev_events if room.extremities.pop(event_id, None) is not None]
+        if cited:
+            tx.many("DELETE FROM forward_extremities WHERE room_nid = $1 AND event_id = $2", [(room.nid, c) for c in cited])
+        if not one.marks & (REJECTED | SOFT_FAILED):
+            room.extremities[event.id] = one.depth
+            tx.run("INSERT INTO forward_extremities (room_nid, event_id) VALUES ($1, $2)", room.nid, event.id)
+        if one.shown:
+            room.take_event(one)
+        tx.ring(tuple(room.local_joined), room.room_id)
+        return one
+
+    def _insert(self, tx: Tx, room: Room, one: Stored) -> None:
+        event = one.event
+        tx.run(
+            # An outlier that now gets its place keeps its nid: states speak of it.
+            store.INSERT_EVENT + " ON CONFLICT (event_id) DO UPDATE SET pos = excluded.pos, state_nid = excluded.state_nid, "
+            "marks = excluded.marks, replaces = excluded.replaces",
+            one.nid, event.id, room.nid, one.pos, one.depth, event.type, event.sender, event.state_key, one.state_nid,
+            one.marks, one.redacted_by, one.replaces, one.redacts if one.redacts != event.redacts else None, event.raw,
+        )  # fmt: skip
+        relation = event.content.get("m.relates_to")
+        if isinstance(relation, dict) and one.shown:
+            target, rel_type = relation.get("event_id"), relation.get("rel_type")
+            if isinstance(target, str) and isinstance(rel_type, str) and len(target) <= 255 and len(rel_type) <= 255:
+                tx.run(
+                    "INSERT INTO relations (event_nid, room_nid, target_id, rel_type) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+                    one.nid, room.nid, target, rel_type,
+                )  # fmt: skip
+                for other in room.recent:
+                    if other.id == target:
+                        other.related = True
+
+    def _note_membership(self, tx: Tx, room: Room, event: Event, pos: int) -> None:
+        if event.type != "m.room.member" or event.state_key is None:
+            return
+        user_id, now = event.state_key, event.membership or "leave"
+        before = room.members.get(user_id)
+        local = server_of(user_id) == self._server_name
+        tx.run(PUT_MEMBERSHIP, room.nid, user_id, now, event.id, pos, pos, int(local))
+        if before != now:
+            tx.run(LOG_MEMBERSHIP + " ON CONFLICT DO NOTHING", pos, room.nid, user_id, before, now)
+        if local:
+            self._local_membership(tx, room, user_id, now, event.id, pos)
+        if before != now:
+            tx.after(lambda: self._tell(room, user_id, before, now, pos))
+
+    def _local_membership(self, tx: Tx, room: Room, user_id: str, now: str, event_id: str, pos: int) -> None:
+        def take() -> None:
+            old = self._rooms.memberships(user_id).get(room.room_id)
+            since = old.since_pos if old is not None and old.membership == now else pos
+            self._rooms.take_membership(room.room_id, user_id, Membership(now, event_id, pos, since, False, room.nid))
+
+        tx.after(take)
+        # Whoever comes is not yet, whoever goes is no longer among those who hear the room.
+        tx.ring((user_id,), room.room_id)
+
+    def _lost_membership(self, tx: Tx, room: Room, user_id: str, pos: int) -> None:
+        """Resolution took a member event out of the state altogether: the person was never there."""
+        before = room.members.get(user_id)
+        tx.run("UPDATE memberships SET membership = 'leave', pos = $3, since_pos = $3 WHERE room_nid = $1 AND user_id = $2", room.nid, user_id, pos)
+        tx.run(LOG_MEMBERSHIP + " ON CONFLICT DO NOTHING", pos, room.nid, user_id, before, "leave")
+        if server_of(user_id) == self._server_name:
+            self._local_membership(tx, room, user_id, "leave", "", pos)
+
+    def _tell(self, room: Room, user_id: str, before: str | None, now: str, pos: int) -> None:
+        for callback in self._rooms.on_membership:
+            callback(room, user_id, before, now, pos)
+
+    def invited_from_afar(self, tx: Tx, room: Room, event: Event, stripped: Sequence[object]) -> None:
+        """A local person is invited to (or knocks on) a room whose state is not ours to know."""
+        pos = tx.pos()
+        user_id = event.state_key or ""
+        before = self._rooms.membership(room.room_id, user_id)
+        self.outlier(tx, room, event)
+        tx.run(PUT_MEMBERSHIP, room.nid, user_id, event.membership, event.id, pos, pos, 1)
+        tx.run(
+            "UPDATE memberships SET stripped = $3 WHERE room_nid = $1 AND user_id = $2", room.nid, user_id, orjson.dumps(list(stripped))
+        )
+        self._local_membership(tx, room, user_id, event.membership or "invite", event.id, pos)
+        tx.after(lambda: self._tell(room, user_id, before, event.membership or "invite", pos))
+
+    def left_afar(self, tx: Tx, room: Room, user_id: str, event: Event | None) -> None:
+        """A local person turned down an invite, or took back a knock, of a room whose state is not ours to know."""
+        before = self._rooms.membership(room.room_id, user_id)
+        pos = tx.pos()
+        if event is not None:
+            self.outlier(tx, room, event)
+        event_id = event.id if event is not None else ""
+        tx.run(PUT_MEMBERSHIP, room.nid, user_id, "leave", event_id, pos, pos, 1)
+        self._local_membership(tx, room, user_id, "leave", event_id, pos)
+        tx.after(lambda: self._tell(room, user_id, before, "leave", pos))
+
+    def begin_with(
+        self,
+        tx: Tx,
+        room: Room,
+        entries: StateMap,
+        members: Mapping[str, str],
+        state_events: Sequence[Event],
+        acl: Event | None,
+    ) -> None:
+        """The state that a room has when somebody of ours comes to it: whole, and nobody is told of each member."""
+        pos = tx.pos()
+        room.take_whole_state(entries, members, acl)
+        tx.many("DELETE FROM forward_extremities WHERE room_nid = $1", [(room.nid,)])
+        room.extremities.clear()
+        self._record_state(tx, room, None, [], pos)
+        rows = [
+            (room.nid, e.state_key, e.membership, e.id, pos, pos, int(server_of(e.state_key or "") == self._server_name))
+            for e in state_events
+            if e.type == "m.room.member"
+        ]
+        tx.many(PUT_MEMBERSHIP, rows)
+        for event in state_events:
+            if event.type != "m.room.member":
+                room.keep(event)
+            elif server_of(event.state_key or "") == self._server_name:
+                self._local_membership(tx, room, event.state_key or "", event.membership or "leave", event.id, pos)

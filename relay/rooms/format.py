@@ -1,0 +1,160 @@
+"""How clients see an event: its bytes are made once and shared; what is personal is added for each.
+
+Spec: client-server-api/#room-event-format, #aggregations-of-child-events, unsigned data of #get_matrixclientv3sync.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from relay.db import Database, Query
+from relay.protocol import event as events
+from relay.protocol.event import Event
+from relay.protocol.versions import RoomVersion
+from relay.rooms import store
+from relay.rooms.store import Stored
+
+
+def body(event: Event, room_id: str | None, redacts: str | None = None) -> bytes:
+    """The event without `unsigned` and without its closing brace."""
+    redacts = redacts or event.redacts
+    form: dict[str, Any] = {
+        "type": event.type,
+        "content": event.content,
+        "event_id": event.id,
+        "sender": event.sender,
+        "origin_server_ts": event.origin_server_ts,
+    }
+    if event.state_key is not None:
+        form["state_key"] = event.state_key
+    if redacts is not None:
+        # Old clients look at the top level, new ones at the content. Spec: rooms/v11/#moving-the-redacts-property
+        form["redacts"] = redacts
+        form["content"] = {**event.content, "redacts": redacts}
+    if room_id is not None:
+        form["room_id"] = room_id
+    return orjson.dumps(form)[:-1]
+
+
+def content(one: Stored) -> dict[str, Any]:
+    """Its content as clients may have it: what was taken back is gone. The caller does not change it."""
+    return events.redacted(one.event).content if one.redacted_by else one.event.content
+
+
+def shared_body(one: Stored) -> bytes:
+    """The same without a room ID, kept with the event."""
+    if one.client_json is None:
+        one.client_json = body(events.redacted(one.event) if one.redacted_by else one.event, None, one.redacts)
+    made: bytes = one.client_json
+    return made
+
+
+def finished(made: bytes, room_id: str | None, unsigned: Mapping[str, Any]) -> orjson.Fragment:
+    room = b',"room_id":' + orjson.dumps(room_id) if room_id is not None else b""
+    extra = b',"unsigned":' + orjson.dumps(unsigned) if unsigned else b""
+    return orjson.Fragment(made + room + extra + b"}")
+
+
+def stripped(event: Event) -> dict[str, Any]:
+    """Spec: client-server-api/#stripped-state"""
+    return {"type": event.type, "state_key": event.state_key, "content": event.content, "sender": event.sender}
+
+
+def plain(one: Stored) -> bool:
+    """Whether nothing has to be looked up to show it."""
+    return not one.related and one.redacted_by is None and one.replaces is None
+
+
+async def dressed(
+    db: Database,
+    version: RoomVersion,
+    shown: Sequence[Stored],
+    *,
+    user_id: str,
+    device_id: str | None,
+    room_id: str | None,
+    memberships: Mapping[str, str] | None = None,
+    may_relate: bool = True,
+) -> list[orjson.Fragment]:
+    """Events for one viewer. `room_id` is added where the endpoint wants it; `memberships` is the viewer's at each event.
+
+    `may_relate` False spares the look for relations where the caller knows `related` of each.
+    """
+    needy = [one for one in shown if may_relate or not plain(one)]
+    extras: dict[str, dict[str, Any]] = {}
+    if needy:
+        extras = await db.read(_extras, needy, version, user_id, may_relate)
+    result = []
+    for one in shown:
+        unsigned = extras.get(one.id, {})
+        if memberships is not None and one.id in memberships:
+            unsigned["membership"] = memberships[one.id]
+        if one.sent_by is not None and device_id is not None and one.sent_by[:2] == (user_id, device_id):
+            unsigned["transaction_id"] = one.sent_by[2]
+        result.append(finished(shared_body(one), room_id, unsigned))
+    return result
+
+
+def _extras(query: Query, needy: Sequence[Stored], version: RoomVersion, user_id: str, may_relate: bool) -> dict[str, dict[str, Any]]:
+    """What `unsigned` says of each event, beside what is personal."""
+    cited = {one.replaces for one in needy if one.replaces} | {one.redacted_by for one in needy if one.redacted_by}
+    found = store.by_ids(query, cited, version)
+    extras: dict[str, dict[str, Any]] = {}
+    for one in needy:
+        unsigned: dict[str, Any] = {}
+        before = found.get(one.replaces or "")
+        if before is not None:
+            unsigned["replaces_state"] = before.id
+            unsigned["prev_content"] = (events.redacted(before.event) if before.redacted_by else before.event).content
+            unsigned["prev_sender"] = before.event.sender
+        redaction = found.get(one.redacted_by or "")
+        if redaction is not None:
+            unsigned["redacted_by"] = redaction.id
+            unsigned["redacted_because"] = finished(body(redaction.event, None), None, {})
+        elif one.related or may_relate:
+            relations = bundles(query, one, version, user_id)
+            if relations:
+                unsigned["m.relations"] = relations
+        extras[one.id] = unsigned
+    return extras
+
+
+_CHILDREN = (
+    f"SELECT {store.COLUMNS} FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 AND r.rel_type = $2 "
+    f"AND e.redacted_by IS NULL AND (e.marks & {store.HIDDEN}) = 0 "
+)
+MAX_REFERENCES = 50
+
+
+def bundles(query: Query, one: Stored, version: RoomVersion, user_id: str) -> dict[str, Any]:
+    """What later events say of this one, by relation type. Spec: client-server-api/#aggregations-of-child-events"""
+    kinds = {row[0] for row in query.all("SELECT DISTINCT rel_type FROM relations WHERE target_id = $1 LIMIT 20", one.id)}
+    found: dict[str, Any] = {}
+    if "m.replace" in kinds and one.event.state_key is None:
+        # Spec: client-server-api/#validity-of-replacement-events: same sender, same type, not itself a replacement.
+        rows = query.all(_CHILDREN + "AND e.sender = $3 AND e.type = $4 AND e.state_key IS NULL", one.id, "m.replace", one.event.sender, one.event.type)
+        edits = [store.stored(row, version) for row in rows]
+        if edits:
+            edit = max(edits, key=lambda e: (e.event.origin_server_ts, e.id))
+            found["m.replace"] = finished(body(edit.event, edit.event.room_id), None, {})
+    if "m.thread" in kinds:
+        rows = query.all(_CHILDREN + "ORDER BY e.depth DESC, e.pos DESC LIMIT 1", one.id, "m.thread")
+        if rows:
+            latest = store.stored(rows[0], version)
+            count = "SELECT count(*) FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 AND r.rel_type = 'm.thread' "
+            count += f"AND e.redacted_by IS NULL AND (e.marks & {store.HIDDEN}) = 0"
+            taking_part = one.event.sender == user_id or bool(query.value(count + " AND e.sender = $2", one.id, user_id))
+            of_latest = bundles(query, latest, version, user_id)
+            found["m.thread"] = {
+                "latest_event": finished(body(latest.event, latest.event.room_id), None, {"m.relations": of_latest} if of_latest else {}),
+                "count": query.value(count, one.id),
+                "current_user_participated": taking_part,
+            }
+    if "m.reference" in kinds:
+        rows = query.all(_CHILDREN + f"ORDER BY e.depth, e.pos LIMIT {MAX_REFERENCES}", one.id, "m.reference")
+        if rows:
+            found["m.reference"] = {"chunk": [{"event_id": row[1]} for row in rows]}
+    return found

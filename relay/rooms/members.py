@@ -1,0 +1,235 @@
+"""Coming and going: join, leave, invite, kick, ban, knock, forget; in rooms of ours and, with `afar.py`, in others'.
+
+Spec: client-server-api/#room-membership, rooms/v8/ (restricted joins). The seal: a room without encryption is not joined
+(spaces, policy rooms and `privacy.clear_rooms` aside); inviting is free. Reasons are free text and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from relay.db import ChainBroken, Database
+from relay.doors import Doors
+from relay.errors import ApiError, Forbidden, NotFound
+from relay.ids import server_of
+from relay.protocol.event import Event
+from relay.protocol.seal import Seal
+from relay.rooms.afar import NOT_ENCRYPTED, Afar
+from relay.rooms.append import Appender
+from relay.rooms.create import UNENCRYPTED_TYPES, Profiles
+from relay.rooms.room import CREATE, JOIN_RULES, Room
+from relay.rooms.receive import Receiver
+from relay.rooms.rooms import Rooms
+from relay.rooms.send import Sender
+from relay.rooms.store import LOCAL, Stored
+
+MAX_ALLOW_CONDITIONS = 50
+
+class Members:
+    def __init__(
+        self,
+        db: Database,
+        rooms: Rooms,
+        appender: Appender,
+        sender: Sender,
+        seal: Seal,
+        doors: Doors,
+        profiles: Profiles,
+        afar: Afar,
+        receiver: Receiver,
+        *,
+        clear_rooms: Iterable[str] = (),
+        local_user_exists: Callable[[str], Any],
+    ) -> None:
+        self._db = db
+        self._rooms = rooms
+        self._appender = appender
+        self._sender = sender
+        self._seal = seal
+        self._doors = doors
+        self._profiles = profiles
+        self._afar = afar
+        self._receiver = receiver
+        self._clear_rooms = frozenset(clear_rooms)
+        self._local_user_exists = local_user_exists
+        self._server_name = rooms.server_name
+
+    # --- join
+
+    async def join(self, user_id: str, room_id: str, *, via: Sequence[str] = (), content: Mapping[str, Any] | None = None) -> None:
+        room = await self._rooms.get(room_id)
+        if room is not None and room.members.get(user_id) == "join" and room.local_joined:
+            return
+        await self._doors.join(user_id, room_id)
+        member = {"membership": "join", **await self._profiles.member_content(user_id)}
+        if room is not None and room.known and room.local_joined:
+            await self._require_encrypted(room)
+            authoriser = await self._authoriser(room, user_id)
+            if authoriser is None or server_of(authoriser) == self._server_name:
+                if authoriser is not None:
+                    member["join_authorised_via_users_server"] = authoriser
+                await self._change(room_id, sender=user_id, target=user_id, content=member)
+                return
+            via = [*via, server_of(authoriser)]
+        await self._afar.join(user_id, room_id, await self._servers_for(room_id, user_id, via, room), member, self._may_be_joined)
+
+    async def _servers_for(self, room_id: str, user_id: str, via: Sequence[str], room: Room | None) -> list[str]:
+        servers = list(dict.fromkeys([*via, *await self._afar.inviters(room_id, user_id), *([server_of(room_id)] if server_of(room_id) else [])]))
+        if room is not None:
+            servers += [s for s in room.servers if s not in servers]
+        return [s for s in servers if s != self._server_name]
+
+    async def _require_encrypted(self, room: Room) -> None:
+        create = await room.event(*CREATE)
+        if not self._may_be_joined(room.room_id, room.encrypted, create.content.get("type") if create is not None else None):
+            raise Forbidden(NOT_ENCRYPTED)
+
+    def _may_be_joined(self, room_id: str, encrypted: bool, room_type: object) -> bool:
+        """Whether the seal lets local people into a room like this."""
+        return self._seal.level == "open" or encrypted or room_type in UNENCRYPTED_TYPES or room_id in self._clear_rooms
+
+    async def _authoriser(self, room: Room, user_id: str) -> str | None:
+        """Who vouches for a restricted join: a local moderator if there is one, else somebody elsewhere; None if nobody has
+        to. Raises Forbidden where no condition holds."""
+        rule = (await room.content(*JOIN_RULES)).get("join_rule")
+        if rule not in ("restricted", "knock_restricted") or room.members.get(user_id) in ("join", "invite"):
+            return None
+        if not await self.allowed_by(room, user_id):
+            raise Forbidden("You can't join this room: it is open to members of certain other rooms, and you are in none of them.")
+        return await self.who_may_vouch(room)
+
+    async def allowed_by(self, room: Room, user_id: str) -> bool:
+        """Whether one of the room's `allow` conditions holds, as far as we can tell. Spec: rooms/v8/#authorisation-rules"""
+        allow = (await room.content(*JOIN_RULES)).get("allow")
+        for condition in (allow if isinstance(allow, list) else [])[:MAX_ALLOW_CONDITIONS]:
+            if isinstance(condition, dict) and condition.get("type") == "m.room_membership":
+                other = await self._rooms.get(str(condition.get("room_id")))
+                if other is not None and other.local_joined and other.members.get(user_id) == "join":
+                    return True
+        return False
+
+    async def who_may_vouch(self, room: Room, *, only_local: bool = False) -> str | None:
+        levels = await room.levels()
+        able = [u for u, m in room.members.items() if m == "join" and levels.user(u) >= levels.invite]
+        local = sorted(u for u in able if server_of(u) == self._server_name)
+        if local:
+            return local[0]
+        if only_local or not able:
+            return None
+        return min(able)
+
+    # --- leave, and what others do to somebody
+
+    async def leave(self, user_id: str, room_id: str, reason: str | None = None) -> None:
+        room = await self._rooms.get(room_id)
+        mine = self._rooms.membership(room_id, user_id)
+        if room is None or mine is None:
+            raise NotFound("You are not in this room.")
+        if mine in ("leave", "ban"):
+            raise Forbidden("You are not in this room any more.")
+        if room.known and room.local_joined:
+            await self._change(room_id, sender=user_id, target=user_id, content={"membership": "leave"})
+            return
+        await self._afar.leave(user_id, room)
+
+    async def leave_everything(self, user_id: str) -> None:
+        """For an account that ends. What can't be told to another server is left all the same."""
+        for room_id, one in list(self._rooms.memberships(user_id).items()):
+            if one.membership in ("join", "invite", "knock"):
+                try:
+                    await self.leave(user_id, room_id)
+                except ApiError:
+                    continue
+
+    async def invite(self, sender: str, room_id: str, target: str, content: Mapping[str, Any] | None = None) -> None:
+        room = await self._rooms.require_joined(room_id, sender)
+        if room.members.get(target) == "join":
+            raise Forbidden(f"{target} is in this room already.")
+        if room.members.get(target) == "ban":
+            raise Forbidden(f"{target} is banned from this room. Lift the ban first.")
+        local = server_of(target) == self._server_name
+        if local and not await self._local_user_exists(target):
+            raise NotFound(f"There is no account {target} on this server.")
+        member: dict[str, Any] = {"membership": "invite"}
+        if content and content.get("is_direct") is True:
+            member["is_direct"] = True
+        if local:
+            await self._doors.invite(sender, target, room_id)
+            member.update(await self._profiles.member_content(target))
+            await self._change(room_id, sender=sender, target=target, content=member)
+            return
+        async with room.lock:
+            event = await self._sender.judged(room, sender=sender, type="m.room.member", content=member, state_key=target)
+        signed = await self._afar.invite(room, event)
+        # The room may have moved on while the other server answered: then this is one event beside others.
+        await self._receiver.admit(signed, origin=self._server_name, marks=LOCAL)
+
+    async def kick(self, sender: str, room_id: str, target: str) -> None:
+        room = await self._rooms.require_joined(room_id, sender)
+        if room.members.get(target) not in ("join", "invite", "knock"):
+            raise Forbidden(f"{target} is not in this room.")
+        await self._change(room_id, sender=sender, target=target, content={"membership": "leave"})
+
+    async def ban(self, sender: str, room_id: str, target: str) -> None:
+        await self._change(room_id, sender=sender, target=target, content={"membership": "ban"})
+
+    async def unban(self, sender: str, room_id: str, target: str) -> None:
+        room = await self._rooms.require_joined(room_id, sender)
+        if room.members.get(target) != "ban":
+            raise Forbidden(f"{target} is not banned from this room.")
+        await self._change(room_id, sender=sender, target=target, content={"membership": "leave"})
+
+    async def knock(self, user_id: str, room_id: str, *, via: Sequence[str] = ()) -> None:
+        await self._doors.knock(user_id, room_id)
+        room = await self._rooms.get(room_id)
+        member = {"membership": "knock", **await self._profiles.member_content(user_id)}
+        if room is not None and room.known and room.local_joined:
+            await self._change(room_id, sender=user_id, target=user_id, content=member)
+            return
+        await self._afar.knock(user_id, room_id, await self._servers_for(room_id, user_id, via, room), member)
+
+    async def forget(self, user_id: str, room_id: str) -> None:
+        mine = self._rooms.memberships(user_id).get(room_id)
+        if mine is None:
+            raise NotFound("You were never in this room.")
+        if mine.membership not in ("leave", "ban"):
+            raise ApiError("Leave the room before you forget it.", errcode="M_UNKNOWN")
+        with self._db.write() as tx:
+            tx.run("UPDATE memberships SET forgotten = 1 WHERE room_nid = $1 AND user_id = $2", mine.room_nid, user_id)
+            tx.after(lambda: self._rooms.take_forgotten(room_id, user_id))
+        await tx
+
+    async def update_profile(self, user_id: str, _changed: Mapping[str, Any] | None = None) -> None:
+        """The member events of all joined rooms say what the profile says. A room that refuses keeps the old name."""
+        profile = await self._profiles.member_content(user_id)
+        for room_id in self._rooms.joined(user_id):
+            room = await self._rooms.get(room_id)
+            mine = await room.event("m.room.member", user_id) if room is not None else None
+            if mine is None:
+                continue
+            kept = {k: v for k, v in mine.content.items() if k not in ("displayname", "avatar_url")}
+            try:
+                await self._sender.send(room_id, sender=user_id, type="m.room.member", content={**kept, **profile}, state_key=user_id)
+            except ApiError:
+                continue
+
+    async def _change(self, room_id: str, *, sender: str, target: str, content: dict[str, Any]) -> Stored:
+        """One member event in a room that we are in. The sender need not be in it: she may just be coming."""
+        content = self._seal.outgoing("m.room.member", target, content)
+        for _ in range(3):
+            room = await self._rooms.get(room_id)
+            if room is None or not room.known:
+                raise NotFound("This room is not known here.")
+            async with room.lock:
+                if room.dropped:
+                    continue
+                event = await self._sender.judged(room, sender=sender, type="m.room.member", content=content, state_key=target)
+                with self._db.write(chain=room_id) as tx:
+                    one = self._appender.append(tx, room, event, marks=LOCAL)
+            try:
+                await tx
+                return one
+            except ChainBroken:
+                continue
+        raise ApiError("The room is busy repairing itself. Try again.", status=503)

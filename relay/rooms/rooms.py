@@ -1,0 +1,240 @@
+"""All rooms: loading and dropping them, who of ours is where, and what other parts may ask.
+
+Memberships of local people are in memory, all of them: /sync, receipts and device lists ask without a query. They are
+taken over after the commit (`append.py`), so what stands here is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from relay.db import Database, Query
+from relay.errors import Forbidden
+from relay.ids import server_of
+from relay.protocol.versions import VERSIONS
+from relay.rooms import store
+from relay.rooms.room import Room, load_room
+from relay.rooms.state import States
+from relay.rooms.store import COLUMNS, HIDDEN, HISTORY, Stored, stored
+
+MAX_ROOMS_LOADED = 1_000
+
+OnMembership = Callable[[Room, str, str | None, str, int], None]
+
+
+@dataclass(slots=True)
+class Membership:
+    """`pos` is when the present member event came, `since_pos` when the membership began (profile changes keep it)."""
+
+    membership: str
+    event_id: str
+    pos: int
+    since_pos: int
+    forgotten: bool = False
+    room_nid: int = 0
+
+
+class Rooms:
+    def __init__(self, db: Database, server_name: str) -> None:
+        self.db = db
+        self.server_name = server_name
+        self.states = States(db)
+        self._loaded: OrderedDict[str, Room] = OrderedDict()
+        self._loading: dict[str, asyncio.Future[Room | None]] = {}
+        # user -> room -> membership; of local users
+        self._memberships: dict[str, dict[str, Membership]] = {}
+        self._joined: dict[str, frozenset[str]] = {}
+        self.on_membership: list[OnMembership] = []
+        # Rewrites a local user's member events; the server sets it to `Members.update_profile`.
+        self.updates_profile: Callable[[str, Mapping[str, Any]], Awaitable[None]] | None = None
+
+    async def open(self) -> None:
+        rows = await self.db.read(
+            lambda query: query.all(
+                "SELECT m.user_id, r.room_id, m.membership, m.event_id, m.pos, m.since_pos, m.forgotten, r.nid "
+                "FROM memberships m JOIN rooms r ON r.nid = m.room_nid WHERE m.local = 1"
+            )
+        )
+        for user_id, room_id, membership, event_id, pos, since_pos, forgotten, nid in rows:
+            self._memberships.setdefault(user_id, {})[room_id] = Membership(
+                membership, event_id, pos, since_pos, bool(forgotten), nid
+            )
+
+    # --- people of ours, from memory
+
+    def memberships(self, user_id: str) -> dict[str, Membership]:
+        """All of a local user's rooms; the caller does not change it."""
+        return self._memberships.get(user_id, {})
+
+    def joined(self, user_id: str) -> frozenset[str]:
+        known = self._joined.get(user_id)
+        if known is None:
+            known = self._joined[user_id] = frozenset(r for r, m in self.memberships(user_id).items() if m.membership == "join")
+        return known
+
+    def membership(self, room_id: str, user_id: str) -> str | None:
+        one = self.memberships(user_id).get(room_id)
+        return one.membership if one is not None else None
+
+    def take_membership(self, room_id: str, user_id: str, one: Membership) -> None:
+        """After a commit; the log entry is the row of `memberships`."""
+        self._memberships.setdefault(user_id, {})[room_id] = one
+        self._joined.pop(user_id, None)
+
+    def take_forgotten(self, room_id: str, user_id: str) -> None:
+        one = self.memberships(user_id).get(room_id)
+        if one is not None:
+            one.forgotten = True
+
+    # --- rooms
+
+    def loaded(self, room_id: str) -> Room | None:
+        return self._loaded.get(room_id)
+
+    async def get(self, room_id: str) -> Room | None:
+        """The room, loaded once however many ask; None where nobody here ever heard of it."""
+        while True:
+            room = self._loaded.get(room_id)
+            if room is not None:
+                self._loaded.move_to_end(room_id)
+                return room
+            waiting = self._loading.get(room_id)
+            if waiting is not None:
+                await asyncio.wait([waiting])
+                continue
+            return await self._load(room_id)
+
+    async def _load(self, room_id: str) -> Room | None:
+        future: asyncio.Future[Room | None] = asyncio.get_running_loop().create_future()
+        self._loading[room_id] = future
+        try:
+            # Writes that were queued before are done first, so that memory begins where the disk is.
+            await self.db.settled()
+            room = await self.db.read(load_room, self.db, self.server_name, room_id)
+            if room is not None:
+                self._put(room)
+            return room
+        finally:
+            del self._loading[room_id]
+            future.set_result(None)
+
+    def _put(self, room: Room) -> None:
+        self._loaded[room.room_id] = room
+        if len(self._loaded) > MAX_ROOMS_LOADED:
+            for room_id, old in list(self._loaded.items())[: MAX_ROOMS_LOADED // 10]:
+                if not old.lock.locked() and not self._just_written(old):
+                    del self._loaded[room_id]
+
+    def _just_written(self, room: Room) -> bool:
+        return bool(room.recent) and (room.recent[-1].pos or 0) > self.db.stable_pos()
+
+    def add(self, room: Room) -> None:
+        """A room that is being made."""
+        self._put(room)
+
+    def drop(self, room: Room) -> None:
+        """Its memory ran ahead of a write that failed, or it was changed behind its back: it will be loaded again."""
+        room.dropped = True
+        if self._loaded.get(room.room_id) is room:
+            del self._loaded[room.room_id]
+
+    async def require_joined(self, room_id: str, user_id: str) -> Room:
+        room = await self.get(room_id)
+        if room is None or room.members.get(user_id) != "join":
+            raise Forbidden("You are not in this room. Join it first.")
+        return room
+
+    # --- who knows whom
+
+    async def neighbours(self, user_id: str) -> set[str]:
+        """Everybody who shares a joined room with this user, here and elsewhere, without the user."""
+        found: set[str] = set()
+        for room_id in await self._rooms_of(user_id):
+            room = await self.get(room_id)
+            if room is not None:
+                found.update(u for u, m in room.members.items() if m == "join")
+        found.discard(user_id)
+        return found
+
+    async def local_neighbours(self, user_id: str) -> set[str]:
+        """The local people who share a joined room with this user, and the user, if local."""
+        found = {user_id} if server_of(user_id) == self.server_name else set()
+        for room_id in await self._rooms_of(user_id):
+            room = await self.get(room_id)
+            if room is not None:
+                found |= room.local_joined
+        return found
+
+    async def servers_sharing(self, user_id: str) -> set[str]:
+        """The other servers in the rooms of this user."""
+        found: set[str] = set()
+        for room_id in await self._rooms_of(user_id):
+            room = await self.get(room_id)
+            if room is not None:
+                found |= room.servers
+        found.discard(self.server_name)
+        return found
+
+    async def share_a_room(self, a: str, b: str) -> bool:
+        return a == b or not (await self._rooms_of(a)).isdisjoint(await self._rooms_of(b))
+
+    async def _rooms_of(self, user_id: str) -> frozenset[str]:
+        if server_of(user_id) == self.server_name:
+            return self.joined(user_id)
+        rows = await self.db.read(
+            lambda query: query.all(
+                "SELECT r.room_id FROM memberships m JOIN rooms r ON r.nid = m.room_nid "
+                "WHERE m.user_id = $1 AND m.membership = 'join' AND EXISTS (SELECT 1 FROM memberships o "
+                "WHERE o.room_nid = m.room_nid AND o.local = 1 AND o.membership = 'join')",
+                user_id,
+            )
+        )
+        return frozenset(row[0] for row in rows)
+
+    async def update_profile(self, user_id: str, changed: Mapping[str, Any]) -> None:
+        """The member events of a local user say what the profile says."""
+        if self.updates_profile is not None:
+            await self.updates_profile(user_id, changed)
+
+    # --- events
+
+    async def event(self, event_id: str) -> Stored | None:
+        def find(query: Query) -> Stored | None:
+            row = query.one(f"SELECT {COLUMNS}, r.version FROM events e JOIN rooms r ON r.nid = e.room_nid WHERE e.event_id = $1", event_id)
+            return stored(row, VERSIONS[row[store.WIDTH]]) if row is not None else None
+
+        return await self.db.read(find)
+
+    def new_events(self, query: Query, after_pos: int, upto_pos: int, limit: int) -> list[Stored]:
+        """What came into any timeline in (after_pos, upto_pos], in order of arrival. For followers of the log."""
+        rows = query.all(
+            f"SELECT {COLUMNS}, r.version FROM events e JOIN rooms r ON r.nid = e.room_nid "
+            f"WHERE e.pos > $1 AND e.pos <= $2 AND (e.marks & {HIDDEN & ~store.STUB | HISTORY}) = 0 ORDER BY e.pos LIMIT $3",
+            after_pos,
+            upto_pos,
+            limit,
+        )
+        return [stored(row, VERSIONS[row[store.WIDTH]]) for row in rows]
+
+    def room_events_after(self, query: Query, room_nid: int, after_pos: int, upto_pos: int, limit: int) -> list[Stored]:
+        """The newest `limit` events of a room's timeline in (after_pos, upto_pos], oldest first."""
+        version = query.value("SELECT version FROM rooms WHERE nid = $1", room_nid)
+        return store.latest(query, room_nid, VERSIONS[version], after_pos, upto_pos, limit) if version else []
+
+    def membership_changes(self, query: Query, room_ids: Iterable[str], since: int, upto: int) -> list[tuple[str, str, str | None, str, int]]:
+        """(room, user, membership before, after, pos) of everybody in these rooms in (since, upto], in order."""
+        found = []
+        for room_id in room_ids:
+            rows = query.all(
+                "SELECT l.user_id, l.before, l.after, l.pos FROM membership_log l JOIN rooms r ON r.nid = l.room_nid "
+                "WHERE r.room_id = $1 AND l.pos > $2 AND l.pos <= $3 ORDER BY l.pos",
+                room_id,
+                since,
+                upto,
+            )
+            found += [(room_id, user_id, before, now, pos) for user_id, before, now, pos in rows]
+        return found

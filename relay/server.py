@@ -1,0 +1,374 @@
+"""Builds every part by hand, in order, and starts them. The only file that knows all: read it as the map of the program.
+
+`open` makes the parts and the database; `start` adds the listeners and the parts' loops; `stop` ends both. A command
+of the command line is one of `commands`, carried out in the running relay or in one that was only opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from federation.addresses import AddressRule, SystemLookups
+from federation.backoff import Backoff
+from federation.client import Client
+from federation.connections import Connections
+from federation.discovery import Discovery
+from federation.inbound import Inbound
+from federation.joins import Joins
+from federation.keyring import Keyring
+from federation.media import ServesMedia
+from federation.notary import Notary
+from federation.outbox import Outbox
+from federation.outward import Outward, tls_context
+from federation.queries import Queries
+from federation.xmatrix import XMatrix
+from relay import folder
+from relay.accounts.account import Account
+from relay.accounts.devices import Devices
+from relay.accounts.login import Login
+from relay.accounts.passwords import Passwords
+from relay.accounts.reauth import Reauth
+from relay.accounts.register import Register
+from relay.accounts.sessions import Sessions
+from relay.accounts.tokens import RegistrationTokens
+from relay.accounts.users import Users
+from relay.advertised import Advertised
+from relay.bell import Bell
+from relay.clock import Clock, SystemClock
+from relay.config import Listener, Settings
+from relay.db import OWN_TABLES, Database, Query
+from relay.departures import Departures
+from relay.doors import OpenDoors
+from relay.ephemeral.presence import Presence
+from relay.ephemeral.receipts import Receipts
+from relay.ephemeral.typing_notices import TypingNotices
+from relay.keys.backup import Backup
+from relay.keys.cross_signing import CrossSigning
+from relay.keys.device_keys import DeviceKeys
+from relay.keys.device_lists import DeviceLists
+from relay.keys.one_time_keys import OneTimeKeys
+from relay.keys.published import Published
+from relay.keys.remote_lists import RemoteLists
+from relay.keys.to_device import ToDevice
+from relay.keys.user_signatures import UserSignatures
+from relay.limits import Limits, Rate
+from relay.media.remote_copies import RemoteCopies
+from relay.media.routes import Media
+from relay.part import Part
+from relay.people.account_data import AccountData
+from relay.people.filters import Filters, parse_event_filter
+from relay.people.profile import Profiles
+from relay.people.tags import Tags
+from relay.people.user_search import UserSearch
+from relay.protocol.seal import Seal
+from relay.push.rules import PushRules
+from relay.push.unread import Unread
+from relay.rooms.afar import Afar
+from relay.rooms.append import Appender
+from relay.rooms.create import Creator
+from relay.rooms.directory import Directory
+from relay.rooms.gaps import Gaps
+from relay.rooms.intake import Intake
+from relay.rooms.members import Members
+from relay.rooms.receive import Receiver
+from relay.rooms.redactions import Grace
+from relay.rooms.relations import Relations
+from relay.rooms.rooms import Rooms
+from relay.rooms.routes import RoomsPart
+from relay.rooms.send import Sender
+from relay.rooms.timeline import Timeline
+from relay.rooms.viewing import Viewing
+from relay.rooms.write_routes import WriteRoutes
+from relay.sync.classic import ClassicSync
+from relay.sync.gather import Gather
+from relay.sync.rooms import SyncRooms
+from relay.web import Web
+
+log = structlog.get_logger("server")
+
+VERSION = "0.1.0"
+CERTIFICATE_LOOK_SECONDS = 60.0
+STOP_SECONDS = 5.0
+
+Command = Callable[..., Awaitable[Any]]
+
+
+class Server:
+    def __init__(self, settings: Settings, data_dir: Path, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.data_dir = data_dir
+        self.clock: Clock = clock or SystemClock()
+        self._runners: list[web.ServerRunner] = []
+        self._loops: asyncio.Task[None] | None = None
+        self._build()
+
+    def _build(self) -> None:
+        settings, clock, name = self.settings, self.clock, self.settings.server_name
+        key = folder.load_key(self.data_dir, settings)
+        media_folder = self.data_dir / "media"
+        limits = Limits(_rates(settings), clock, enabled=settings.limits.enabled)
+        bell = Bell()
+        db = Database(self.data_dir / settings.database.path, bell)
+        seal = Seal(settings.privacy.seal, settings.privacy.allow)
+        doors = OpenDoors()
+        departures = Departures(name)
+
+        # Other servers, as far as we ask them.
+        federation = settings.federation
+        rule = AddressRule(private=federation.allow_private_addresses, here=settings.on_loopback)
+        lookups = SystemLookups()
+        ca_file = self.data_dir / federation.extra_ca_file if federation.extra_ca_file else None
+        outward = Outward(lookups, rule, tls_context(ca_file))
+        discovery = Discovery(lookups, outward, clock)
+        backoff = Backoff(clock, least=federation.outbox_backoff_min, most=federation.outbox_backoff_max)
+        timeout = federation.request_timeout.seconds
+        connections = Connections(name, key, discovery, outward, backoff, doors, timeout=timeout)
+        keyring = Keyring(name, key, db, clock, connections.server_keys, timeout=federation.key_timeout.seconds)
+        remote = Client(connections, keyring)
+
+        # Accounts.
+        passwords = Passwords(settings.accounts.password_hash_parallel)
+        users = Users(db, name, passwords, clock)
+        sessions = Sessions(db, bell, clock, settings.accounts.access_token_lifetime)
+        tokens = RegistrationTokens(db, clock, settings.registration)
+        reauth = Reauth(users, tokens, limits, clock)
+        devices = Devices(db, sessions, reauth)
+        login = Login(db, users, devices, doors, limits, settings.public_base_url)
+        register = Register(db, users, devices, reauth, tokens, doors, settings.registration)
+        account = Account(db, users, sessions, devices, reauth)
+
+        # Rooms.
+        rooms = Rooms(db, name)
+        appender = Appender(rooms)
+        profiles = Profiles(db, users, rooms, doors, remote, open_to_everyone=settings.privacy.profiles_open)
+        intake = Intake(remote, seal)
+        gaps = Gaps(db, rooms, appender, intake, remote)
+        receiver = Receiver(db, rooms, appender, intake, gaps, doors)
+        sender = Sender(db, rooms, appender, seal, doors, clock, key)
+        creator = Creator(db, rooms, appender, sender, seal, doors, profiles, key, settings.rooms.default_version)
+        afar = Afar(db, rooms, appender, intake, remote, key)
+        members = Members(
+            db, rooms, appender, sender, seal, doors, profiles, afar, receiver,
+            clear_rooms=settings.privacy.clear_rooms, local_user_exists=users.exists,
+        )  # fmt: skip
+        viewing = Viewing(db, rooms)
+        account_data = AccountData(db)
+        filters = Filters(db)
+        timeline = Timeline(db, rooms, viewing, parse_event_filter, gaps.backfill)
+        directory = Directory(db, rooms, sender, doors, remote, users)
+        rooms_part = RoomsPart(db, rooms, viewing, seal, clock, settings.privacy.clear_rooms)
+        write_routes = WriteRoutes(rooms, creator, members, sender, directory)
+        grace = _Looping(Grace(db, clock, settings.privacy.redacted_grace).run)
+
+        # Keys.
+        published = Published(db, name)
+        device_lists = DeviceLists(db, clock, published, rooms, departures, name)
+        remote_lists = RemoteLists(db, published, device_lists, rooms, remote, name)
+        signatures = UserSignatures(db)
+        to_device = ToDevice(db, clock, departures, devices, seal, doors, name)
+        one_time_keys = OneTimeKeys(db, clock, devices, remote, name)
+        cross_signing = CrossSigning(db, published, device_lists, remote_lists, signatures, devices, reauth, name)
+        device_keys = DeviceKeys(
+            db, published, device_lists, remote_lists, one_time_keys, cross_signing, signatures, to_device, devices, name
+        )
+        backup = Backup(db)
+
+        # What passes, what is counted, what is stored beside.
+        receipts = Receipts(db, clock, rooms, departures, name)
+        typing = TypingNotices(bell, clock, rooms, departures, name)
+        presence = Presence(settings.presence.enabled, bell, clock, rooms, departures, name)
+        push_rules = PushRules(db, account_data)
+        unread = Unread(db, rooms, push_rules, receipts, profiles)
+        copies = RemoteCopies(db, clock, settings.media, seal, remote, media_folder)
+        media = Media(db, clock, settings.media, seal, doors, copies, name, media_folder)
+
+        # Who is told of what happens elsewhere.
+        rooms.updates_profile = members.update_profile
+        profiles.update_rooms = members.update_profile
+        profiles.adopt_avatar = media.adopt
+        account.leave_rooms = members.leave_everything
+        account.on_deactivated += [profiles.forget, account_data.forget, filters.forget]
+        devices.on_device_deleted.append(device_keys.device_deleted)
+        devices.is_signing_key = cross_signing.is_signing_key
+
+        # /sync.
+        self._parts: list[Part] = [
+            Advertised(name, settings.public_base_url, settings.rooms.default_version),
+            departures, users, sessions, tokens, devices, login, register, account,
+            rooms_part, timeline, Relations(db, viewing), directory, write_routes, grace,
+            profiles, account_data, Tags(db, account_data), filters, UserSearch(db, users, rooms, profiles),
+            published, device_lists, remote_lists, signatures, to_device, one_time_keys, cross_signing, device_keys, backup,
+            receipts, typing, presence, push_rules, unread, copies, media,
+        ]  # fmt: skip
+        gather = Gather(rooms, bell, SyncRooms(db, rooms, viewing), self._parts, account_data.ignored_users)
+        self._sync = ClassicSync(db, bell, clock, gather, filters, sessions.require_alive, presence.seen)
+        self._parts.append(self._sync)
+
+        # Other servers, as far as they ask us.
+        outbox = Outbox(name, db, bell, clock, rooms, departures, connections, backoff)
+        departures.deliver_passing_to(outbox.passing)
+        edus = {edu_type: taker for part in self._parts for edu_type, taker in part.edus().items()}
+        xmatrix = XMatrix(name, keyring, doors, outbox.heard_from)
+        self._parts += [
+            keyring, Notary(name, key, keyring, clock), outbox, ServesMedia(media),
+            Queries(name, VERSION, directory, profiles, device_keys, one_time_keys),
+            Inbound(db, rooms, receiver, edus), Joins(db, rooms, members, receiver, appender, doors, users, key),
+        ]  # fmt: skip
+
+        routes = [route for part in self._parts for route in part.routes()]
+        self.web = Web(routes, sessions, xmatrix if federation.enabled else None, limits)
+        self.db, self.bell, self.rooms, self.outbox = db, bell, rooms, outbox
+        self._closing = [passwords.close, media.close]
+        self._closing_later = [outward.close, lookups.close]
+        self.commands: Mapping[str, Command] = {
+            **account.commands(),
+            **tokens.commands(),
+            "audit": self._audit,
+            "check": self._check,
+            "status": self._status,
+        }
+
+    # --- life
+
+    async def open(self) -> None:
+        """Database and memory. Raises WrongDatabase."""
+        schemas = [part.schema for part in self._parts if part.schema is not None]
+        await self.db.open(schemas, self.settings.server_name)
+        await self.rooms.open()
+
+    async def start(self) -> None:
+        """Listeners and loops. Raises OSError where a port is not to be had."""
+        for listener in self.settings.listeners:
+            await self._listen(listener)
+        self._loops = asyncio.create_task(self._run_parts(), name="parts")
+
+    async def stop(self) -> None:
+        self._sync.stop()
+        for runner in self._runners:
+            await runner.cleanup()
+        if self._loops is not None:
+            self._loops.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loops
+        for close in self._closing:
+            close()
+        for close_later in self._closing_later:
+            await close_later()
+        await self.db.close()
+
+    async def _run_parts(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for part in self._parts:
+                group.create_task(self._run_part(part), name=type(part).__name__)
+
+    async def _run_part(self, part: Part) -> None:
+        """A loop that breaks is begun again: one part's trouble must not end the others."""
+        while True:
+            try:
+                await part.run()
+                return
+            except Exception as error:
+                log.error("a part's loop broke and is begun again", part=type(part).__name__, exc_info=error)
+                await self.clock.sleep(1.0)
+
+    # --- listeners
+
+    async def _listen(self, listener: Listener) -> None:
+        server = self.web.listener(frozenset(listener.serves), listener.trusted_proxies)
+        runner = web.ServerRunner(server, shutdown_timeout=STOP_SECONDS)
+        await runner.setup()
+        self._runners.append(runner)
+        context = None
+        if listener.tls_certificate is not None and listener.tls_key is not None:
+            pair = (self.data_dir / listener.tls_certificate, self.data_dir / listener.tls_key)
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(*pair)
+            self._parts.append(_Looping(lambda: self._renew(context, pair)))
+        await web.TCPSite(runner, listener.address, listener.port, ssl_context=context, backlog=1024).start()
+
+    async def _renew(self, context: ssl.SSLContext, pair: tuple[Path, Path]) -> None:
+        """New handshakes get the new certificate; a pair that does not fit leaves the old one in place."""
+        seen = _times(pair)
+        while True:
+            await self.clock.sleep(CERTIFICATE_LOOK_SECONDS)
+            now = _times(pair)
+            if now == seen:
+                continue
+            try:
+                context.load_cert_chain(*pair)
+                seen = now
+                log.info("took up the renewed certificate", file=pair[0].name)
+            except (OSError, ssl.SSLError) as error:
+                log.warning("the renewed certificate can't be used, so the old one stays", file=pair[0].name, why=str(error))
+
+    @property
+    def ports(self) -> list[int]:
+        """The ports that are listened on, in the order of the listeners; for tests that let the system choose."""
+        return [address[1] for runner in self._runners for address in runner.addresses]
+
+    # --- commands
+
+    async def _status(self) -> dict[str, Any]:
+        return {"server_name": self.settings.server_name, "version": VERSION, "pos": self.db.stable_pos()}
+
+    async def _check(self) -> list[dict[str, Any]]:
+        damage = await self.db.damage()
+        if damage is None:
+            return [{"severity": "ok", "what": "The database is sound.", "todo": ""}]
+        return [
+            {
+                "severity": "error",
+                "what": f"The database is damaged: {damage}",
+                "todo": "Stop the relay, keep a copy of the data folder, and restore the latest backup.",
+            }
+        ]
+
+    async def _audit(self) -> dict[str, Any]:
+        def walk(query: Query) -> dict[str, Any]:
+            counts: dict[str, int] = {}
+            findings = []
+            for part in self._parts:
+                counted, found = part.audit(query)
+                counts.update(counted)
+                findings += [{"table": f.table, "row": f.row, "text": f.text} for f in found]
+            for table in OWN_TABLES:
+                counts[f"{table.name}: {table.rule}"] = int(query.value(f"SELECT count(*) FROM {table.name}"))
+            return {"counts": counts, "findings": findings}
+
+        return await self.db.read(walk)
+
+
+class _Looping(Part):
+    """A loop without tables."""
+
+    def __init__(self, loop: Callable[[], Awaitable[None]]) -> None:
+        self._loop = loop
+
+    async def run(self) -> None:
+        await self._loop()
+
+
+def _rates(settings: Settings) -> dict[str, Rate]:
+    limits = settings.limits
+    return {
+        "messages": limits.messages,
+        "login": limits.login,
+        "registration": limits.registration,
+        "joins": limits.joins,
+        "invites": limits.invites,
+        "keys": limits.keys,
+        "media": limits.media,
+        "federation": limits.federation,
+    }
+
+
+def _times(pair: tuple[Path, Path]) -> list[int]:
+    return [path.stat().st_mtime_ns if path.exists() else 0 for path in pair]
