@@ -12,6 +12,7 @@ from typing import Protocol
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from federation.connections import Connections, path
@@ -32,6 +33,17 @@ MAX_HEADER_VALUE = 1024
 MAX_REDIRECTS = 3
 DOWNLOAD_SECONDS = 300.0
 OCTETS = "application/octet-stream"
+# What the multipart reader raises for whatever a peer may send.
+_BROKEN = (
+    aiohttp.ClientError,
+    HttpProcessingError,
+    OSError,
+    TimeoutError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    AssertionError,
+)
 
 
 class OffersMedia(Protocol):
@@ -105,7 +117,7 @@ async def fetch(connections: Connections, server: str, media_id: str, most_bytes
         return _plain(server, answer, most_bytes)
     try:
         return await _second_part(connections, server, answer, most_bytes)
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, AssertionError) as error:
+    except _BROKEN as error:
         answer.close()
         raise RemoteError(server, 502, "its answer broke off or is malformed") from error
     except BaseException:
@@ -155,7 +167,7 @@ async def _part_chunks(
             yield chunk
         if not part.at_eof():
             raise RemoteError(server, 502, "the file broke off")
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, AssertionError) as error:
+    except _BROKEN as error:
         raise RemoteError(server, 502, "the file broke off") from error
     finally:
         answer.close()

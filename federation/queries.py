@@ -21,7 +21,7 @@ MAX_DEVICE_ID = 255
 
 
 class Directory(Protocol):
-    async def resolve_local(self, alias: str) -> tuple[str, list[str]] | None:
+    async def local_alias(self, alias: str) -> tuple[str, list[str]] | None:
         """(room ID, servers in it) of an address of this server."""
         ...
 
@@ -88,7 +88,7 @@ class Queries(Part):
         alias = _asked(request, "room_alias")
         if not is_alias(alias) or server_of(alias) != self._server_name:
             raise InvalidParam("That is no address of this server; ask the server that stands after its colon.")
-        found = await self._directory.resolve_local(alias)
+        found = await self._directory.local_alias(alias)
         if found is None:
             raise NotFound("There is no room with this address.")
         return {"room_id": found[0], "servers": found[1]}

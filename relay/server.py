@@ -50,7 +50,7 @@ from relay.doors import OpenDoors
 from relay.ephemeral.presence import Presence
 from relay.ephemeral.receipts import Receipts
 from relay.ephemeral.typing_notices import TypingNotices
-from relay.keys.backup import Backup
+from relay.keys.backup import KeyBackup
 from relay.keys.cross_signing import CrossSigning
 from relay.keys.device_keys import DeviceKeys
 from relay.keys.device_lists import DeviceLists
@@ -163,9 +163,9 @@ class Server:
         account_data = AccountData(db)
         filters = Filters(db)
         timeline = Timeline(db, rooms, viewing, parse_event_filter, gaps.backfill)
-        directory = Directory(db, rooms, sender, doors, remote, users)
+        directory = Directory(db, rooms, viewing, sender, doors, remote, clock)
         rooms_part = RoomsPart(db, rooms, viewing, seal, clock, settings.privacy.clear_rooms)
-        write_routes = WriteRoutes(rooms, creator, members, sender, directory)
+        write_routes = WriteRoutes(rooms, sender, creator, members, directory, limits)
         grace = _Looping(Grace(db, clock, settings.privacy.redacted_grace).run)
 
         # Keys.
@@ -179,14 +179,14 @@ class Server:
         device_keys = DeviceKeys(
             db, published, device_lists, remote_lists, one_time_keys, cross_signing, signatures, to_device, devices, name
         )
-        backup = Backup(db)
+        backup = KeyBackup(db, seal)
 
         # What passes, what is counted, what is stored beside.
         receipts = Receipts(db, clock, rooms, departures, name)
         typing = TypingNotices(bell, clock, rooms, departures, name)
         presence = Presence(settings.presence.enabled, bell, clock, rooms, departures, name)
-        push_rules = PushRules(db, account_data)
-        unread = Unread(db, rooms, push_rules, receipts, profiles)
+        push_rules = PushRules(db)
+        unread = Unread(db, rooms, push_rules, receipts, account_data.ignored_known)
         copies = RemoteCopies(db, clock, settings.media, seal, remote, media_folder)
         media = Media(db, clock, settings.media, seal, doors, copies, name, media_folder)
 
@@ -195,6 +195,8 @@ class Server:
         profiles.update_rooms = members.update_profile
         profiles.adopt_avatar = media.adopt
         account.leave_rooms = members.leave_everything
+        account_data.provided["m.push_rules"] = push_rules.provide
+        account_data.provided["m.fully_read"] = receipts.provide_fully_read
         account.on_deactivated += [profiles.forget, account_data.forget, filters.forget]
         devices.on_device_deleted.append(device_keys.device_deleted)
         devices.is_signing_key = cross_signing.is_signing_key
@@ -226,7 +228,7 @@ class Server:
         routes = [route for part in self._parts for route in part.routes()]
         self.web = Web(routes, sessions, xmatrix if federation.enabled else None, limits)
         self.db, self.bell, self.rooms, self.outbox = db, bell, rooms, outbox
-        self._closing = [passwords.close, media.close]
+        self._closing = [passwords.close, media.store.close, copies.store.close, keyring.close]
         self._closing_later = [outward.close, lookups.close]
         self.commands: Mapping[str, Command] = {
             **account.commands(),

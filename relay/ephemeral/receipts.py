@@ -312,6 +312,11 @@ class Receipts(Part):
         )
         return found
 
+    async def provide_fully_read(self, user_id: str, room_id: str) -> dict[str, Any] | None:
+        """`m.fully_read` as account data of a room."""
+        event_id = await self.fully_read(user_id, room_id)
+        return {"event_id": event_id} if event_id is not None else None
+
     # --- /sync
 
     async def changes(self, ask: SyncAsk, share: SyncShare) -> None:

@@ -131,7 +131,7 @@ class DeviceLists(Part):
                 while await self._announce_deleted():
                     pass
             except ApiError as full:
-                log.warning("deleted devices could not be announced yet", error=full.text)
+                log.warning("deleted devices could not be announced yet", exc_info=full)
                 self._deleted.set()
                 await self._clock.sleep(RETRY_SECONDS)
 

@@ -311,7 +311,9 @@ class OneTimeKeys(Part):
 
 def parse(body: Mapping[str, Any], name: str, most: int) -> list[Key]:
     """The `one_time_keys` or `fallback_keys` of an upload. Raises BadJson, TooLarge."""
-    given = body.get(name) or {}
+    given = body.get(name)
+    if given is None:
+        return []
     if not isinstance(given, dict):
         raise BadJson(f"The key {name} is not an object.")
     if len(given) > most:

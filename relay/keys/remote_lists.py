@@ -241,7 +241,7 @@ def _signing(pairs: Iterable[tuple[str, object]], user_id: str) -> dict[str, byt
             try:
                 found[usage] = shapes.signing_key(value, user_id, usage)
             except ApiError as bad:
-                log.info("another server sent an unusable cross-signing key", server=server_of(user_id), error=bad.text)
+                log.info("another server sent an unusable cross-signing key", server=server_of(user_id), exc_info=bad)
     return found
 
 

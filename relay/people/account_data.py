@@ -98,6 +98,10 @@ class AccountData(Part):
                 self._ignored.popitem(last=False)
         return users
 
+    def ignored_known(self, user_id: str) -> frozenset[str]:
+        """The same without asking the database, for one whose list was read in this answer already."""
+        return self._ignored.get(user_id, frozenset())
+
     def set(self, tx: Tx, user_id: str, event_type: str, content: Mapping[str, Any], room_id: str = GLOBAL) -> None:
         """Replaces one entry in `tx`. Raises TooLarge; the write fails where the user has too many."""
         raw = _encoded(content)

@@ -84,6 +84,10 @@ class PushRules(Part):
     async def _merged(self, user_id: str) -> dict[str, list[Any]]:
         return changes_of.merged(await self._db.read(_stored_of, user_id), user_id)
 
+    async def provide(self, user_id: str, room_id: str) -> dict[str, Any] | None:
+        """`m.push_rules` as account data, which some clients ask for."""
+        return None if room_id else {"global": await self._merged(user_id)}
+
     async def _get_rule(self, request: Request) -> Answer:
         stored = await self._db.read(_stored_of, request.user_id)
         return changes_of.find(stored, request.user_id, request.params["kind"], request.params["rule_id"])

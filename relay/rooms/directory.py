@@ -18,6 +18,7 @@ from relay.db import Database, IntegrityError, Query
 from relay.doors import Doors
 from relay.errors import ApiError, Forbidden, InvalidParam, MissingToken, NotAllowed, NotFound, RemoteError
 from relay.ids import is_alias, is_room_id, is_server_name, server_of
+from relay.part import Part
 from relay.protocol.versions import VERSIONS
 from relay.protocol.visibility import WORLD_READABLE
 from relay.remote import Remote
@@ -61,7 +62,7 @@ class _List:
     made: float
 
 
-class Directory:
+class Directory(Part):
     def __init__(
         self, db: Database, rooms: Rooms, viewing: Viewing, sender: Sender, doors: Doors, remote: Remote, clock: Clock
     ) -> None:
@@ -280,6 +281,10 @@ class Directory:
             raise InvalidParam(f"{server!r} is not a server name.")
         asked: dict[str, Any] = {"limit": min(limit, MAX_PAGE), "filter": wanted}
         return await self._remote.public_rooms(server, asked if since is None else {**asked, "since": since})
+
+    async def public_rooms_here(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What another server asks of our list, by the body of the standard's request."""
+        return await self._public_rooms_of(None, dict(body))
 
     async def public_rooms(self, limit: int, since: str | None, filter: Mapping[str, Any]) -> dict[str, Any]:
         """A page of the published rooms of this server, those with most members first. Also what other servers get."""

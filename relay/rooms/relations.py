@@ -12,6 +12,7 @@ from typing import Any
 
 from relay.db import Database, Query
 from relay.errors import InvalidParam, NotFound
+from relay.part import Part
 from relay.rooms import format, store
 from relay.rooms.store import COLUMNS, HIDDEN, Stored, stored
 from relay.rooms.timeline import Direction, HistoryToken, place
@@ -60,7 +61,7 @@ _ROOTS = (
 )
 
 
-class Relations:
+class Relations(Part):
     def __init__(self, db: Database, viewing: Viewing) -> None:
         self._db = db
         self._viewing = viewing

@@ -16,6 +16,7 @@ import orjson
 
 from relay.db import Database, Query
 from relay.errors import InvalidParam, MissingParam, NotFound
+from relay.part import Part
 from relay.protocol.versions import RoomVersion
 from relay.rooms import format, state, store
 from relay.rooms.room import Room
@@ -175,7 +176,7 @@ class Page:
     depths: tuple[int, int] | None
 
 
-class Timeline:
+class Timeline(Part):
     def __init__(
         self, db: Database, rooms: Rooms, viewing: Viewing, read_filter: ReadsFilter, backfill: Backfill | None = None
     ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from relay.errors import ApiError, BadJson, Forbidden, InvalidParam, MissingParam, NotAllowed, NotFound
 from relay.ids import is_server_name, require_user_id
 from relay.limits import Limits
+from relay.part import Part
 from relay.rooms.create import Creator
 from relay.rooms.directory import CANONICAL_ALIAS, Directory
 from relay.rooms.members import Members
@@ -75,7 +76,7 @@ class Once:
                 del self._known[oldest]
 
 
-class WriteRoutes:
+class WriteRoutes(Part):
     def __init__(
         self, rooms: Rooms, sender: Sender, creator: Creator, members: Members, directory: Directory, limits: Limits
     ) -> None:

@@ -84,12 +84,12 @@ class Gather:
             newly_joined=newly,
             left_rooms=gone,
         )
+        ignored = await self._ignored_by(user_id)
         share = SyncShare()
         for part in self._parts:
             await part.changes(ask, share)
         _apply_filter(share, filter)
         gathered = Gathered(upto, share)
-        ignored = await self._ignored_by(user_id)
         for room_id, membership in looked.items():
             await self._room(gathered, ask, room_id, membership, filter, full_state, state_after, ignored)
         for room_id in share.rooms:

@@ -157,7 +157,7 @@ class Listening:
     async def stop(self) -> None:
         if self._server is not None and self.answers is not None:
             self._server.close()
-            await self.answers.shutdown(1.0)
+            await self.answers.shutdown(0.05)
             self._server = None
 
 
@@ -181,7 +181,9 @@ class Ledger:
     schema = Schema(
         "ledger",
         (Table("ledger", "tests", {}),),
-        ("CREATE TABLE ledger (pos BIGINT PRIMARY KEY, event_id TEXT NOT NULL, json BYTES NOT NULL, marks SMALLINT NOT NULL)",),
+        (
+            "CREATE TABLE ledger (pos BIGINT PRIMARY KEY, event_id TEXT NOT NULL, json BYTES NOT NULL, marks SMALLINT NOT NULL)",
+        ),
     )
 
     def __init__(self, db: Database, server_name: str, key: SigningKey) -> None:
@@ -218,7 +220,13 @@ class Ledger:
 
     async def writes(self, event: Event, marks: int = 1) -> str:
         with self._db.write() as tx:
-            tx.run("INSERT INTO ledger (pos, event_id, json, marks) VALUES ($1, $2, $3, $4)", tx.pos(), event.id, event.raw, marks)
+            tx.run(
+                "INSERT INTO ledger (pos, event_id, json, marks) VALUES ($1, $2, $3, $4)",
+                tx.pos(),
+                event.id,
+                event.raw,
+                marks,
+            )
         await tx
         return event.id
 
@@ -254,7 +262,9 @@ class NobodySignsIn:
 class Neighbour:
     """One server. `taken` is every transaction it answered: (origin, transaction ID, body)."""
 
-    def __init__(self, host: str, authority: Authority, names: Names, folder: Path, clock: TestClock | None = None) -> None:
+    def __init__(
+        self, host: str, authority: Authority, names: Names, folder: Path, clock: TestClock | None = None
+    ) -> None:
         self.listening = Listening(None, authority.issue(host))
         self.name = f"{host}:{self.listening.port}"
         self.folder = folder / host

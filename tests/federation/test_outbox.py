@@ -204,7 +204,9 @@ async def test_passing_things_leave_soon_or_never(tmp_path: Path) -> None:
         assert two.edus("m.typing") == [{"typing": False}], "of one key only the latest leaves"
         for _ in range(2):
             one.departures.passing([two.name], "m.typing", {"typing": True}, "typing/alice")
-            await until(lambda: one.outbox._lanes.get(two.name) is None or not one.outbox._lanes[two.name].has_work, "it left")
+            await until(
+                lambda: one.outbox._lanes.get(two.name) is None or not one.outbox._lanes[two.name].has_work, "it left"
+            )
         assert len(set(ids_of(two))) == len(two.taken), "the same words at another time are another transaction"
         before = len(two.taken)
         one.backoff.failed(two.name)

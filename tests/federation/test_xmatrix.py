@@ -32,7 +32,9 @@ def test_the_signed_text_is_the_standards_json() -> None:
     header = authorization("PUT", '/x?y=%22"', "one", "two", encode(content), key)
     assert f'sig="{signature}"' in header, "and its signature is that of the standard's sign_json"
     without = {name: value for name, value in whole.items() if name != "content"}
-    assert signed_message("PUT", '/x?y=%22"', "one", "two", None) == encode(without), "a request without a body has four"
+    assert signed_message("PUT", '/x?y=%22"', "one", "two", None) == encode(without), (
+        "a request without a body has four"
+    )
 
 
 @pytest.mark.parametrize(

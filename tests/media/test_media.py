@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from aiohttp import ClientError
-from tests.media.media_house import House
 
 from relay.clock import DAY, MINUTE
 from relay.config import Duration, Size
@@ -17,6 +16,7 @@ from relay.config import Media as MediaSettings
 from relay.errors import StorageFull
 from relay.media.files import Store
 from relay.media.sending import disposition, part_of
+from tests.media.media_house import House
 
 PNG = b"\x89PNG\r\n\x1a\n" + os.urandom(2000)
 SECRET = os.urandom(3_000_000)

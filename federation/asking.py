@@ -1,0 +1,123 @@
+"""Which server may ask about which room, and how much of an event it gets to see.
+
+A server that is not admitted by the room's access list gets nothing; one with nobody in the room gets nothing of its
+history either. What it may not see goes out in its redacted form, since the graph needs the event all the same; what was
+taken back, and what the seal kept out of the database, goes out redacted to everybody. State is given whole.
+Spec: server-server-api/#server-access-control-lists-acls, client-server-api/#room-history-visibility.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import orjson
+
+from relay.db import Query
+from relay.errors import Forbidden, NotFound
+from relay.ids import server_of
+from relay.protocol import event as events
+from relay.protocol.visibility import INVITED, JOINED, SHARED, visible_to_server, visibility_of
+from relay.rooms import state, store
+from relay.rooms.room import HISTORY_VISIBILITY, Room
+from relay.rooms.rooms import Rooms
+from relay.rooms.store import REJECTED, Key, Stored
+
+# A server's users are asked about in batches, those in the room now first; after so many it counts as absent.
+USERS_AT_ONCE = 50
+MAX_USERS = 2_000
+
+_RESTRICTED = frozenset({INVITED, JOINED})
+_SETTINGS = f"SELECT event_id, json FROM events WHERE room_nid = $1 AND type = $2 AND state_key = $3 AND (marks & {REJECTED}) = 0"
+
+
+class Asking:
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+
+    async def admitted(self, origin: str, room_id: str) -> Room:
+        """A room that people of ours are in, for a server that may take part in it. Raises NotFound, Forbidden."""
+        room = await self._rooms.get(room_id)
+        if room is None or not room.known or not room.local_joined:
+            raise NotFound("Nobody on this server is in this room. Ask a server that is.")
+        if not room.acl.allows(origin):
+            raise Forbidden("The room's access list (m.room.server_acl) does not admit your server.")
+        return room
+
+    async def resident(self, origin: str, room_id: str) -> Room:
+        """The same, for a server that is in the room."""
+        room = await self.admitted(origin, room_id)
+        if origin not in room.servers:
+            raise Forbidden("Nobody on your server is in this room. Join it first.")
+        return room
+
+
+def users_of(room: Room, server: str) -> list[str]:
+    """A server's users in a room's state, in the order in which they are worth asking about."""
+    mine = [user_id for user_id in room.members if server_of(user_id) == server]
+    return sorted(mine, key=lambda user_id: room.members[user_id] != "join")[:MAX_USERS]
+
+
+def raw(one: Stored) -> bytes:
+    """An event as servers get it who may see it."""
+    return events.redacted(one.event).raw if one.redacted_by else one.event.raw
+
+
+def shown(query: Query, room: Room, users: Sequence[str], given: Sequence[Stored]) -> list[bytes]:
+    """Events of a room as a server with these users gets them. In a reader's thread."""
+    seen = _seen(query, room.nid, room, users, given)
+    return [raw(one) if one.id in seen else events.redacted(one.event).raw for one in given]
+
+
+def _seen(query: Query, room_nid: int, room: Room, users: Sequence[str], given: Sequence[Stored]) -> set[str]:
+    settings = {
+        event_id: visibility_of(orjson.loads(bytes(json)).get("content"))
+        for event_id, json in query.all(_SETTINGS, room_nid, *HISTORY_VISIBILITY)
+    }
+    if _RESTRICTED.isdisjoint(settings.values()):
+        return {one.id for one in given}
+    # What has no state of its own is known as a part of some state, and that is given whole.
+    seen = {one.id for one in given if one.state_nid is None and one.event.is_state}
+    placed = [one for one in given if one.state_nid is not None]
+    nids = {one.state_nid for one in placed if one.state_nid is not None}
+    held = state.lookup(query, room_nid, nids, (HISTORY_VISIBILITY,))
+    closed: list[tuple[Stored, str, str | None]] = []
+    for one in placed:
+        now = settings.get(held.get(one.state_nid or 0, {}).get(HISTORY_VISIBILITY, ""), SHARED)
+        before, after = now, None
+        if one.event.key == HISTORY_VISIBILITY:
+            before, after = settings.get(one.replaces or "", SHARED), visibility_of(one.event.content)
+        if visible_to_server(before, (), visibility_after=after):
+            seen.add(one.id)
+        else:
+            closed.append((one, before, after))
+    for start in range(0, len(users), USERS_AT_ONCE):
+        if not closed:
+            break
+        closed = _still_closed(query, room, users[start : start + USERS_AT_ONCE], closed, seen)
+    return seen
+
+
+def _still_closed(
+    query: Query,
+    room: Room,
+    users: Sequence[str],
+    closed: Sequence[tuple[Stored, str, str | None]],
+    seen: set[str],
+) -> list[tuple[Stored, str, str | None]]:
+    """Those that none of these users was there for; the others become `seen`."""
+    keys: list[Key] = [("m.room.member", user_id) for user_id in users]
+    states = state.lookup(query, room.nid, {one.state_nid or 0 for one, _, _ in closed}, keys)
+    cited = {event_id for at in states.values() for event_id in at.values()}
+    cited.update(one.replaces for one, _, _ in closed if one.replaces and one.event.key in keys)
+    found = store.by_ids(query, cited, room.version)
+    membership = {event_id: one.event.membership for event_id, one in found.items()}
+    left = []
+    for one, before, after in closed:
+        held = [membership.get(event_id) for event_id in states.get(one.state_nid or 0, {}).values()]
+        if one.event.key in keys:
+            held += [one.event.membership, membership.get(one.replaces or "")]
+        if visible_to_server(before, held, visibility_after=after):
+            seen.add(one.id)
+        else:
+            left.append((one, before, after))
+    return left
