@@ -16,7 +16,7 @@ from relay.db import Query
 from relay.errors import Forbidden, NotFound
 from relay.ids import server_of
 from relay.protocol import event as events
-from relay.protocol.visibility import INVITED, JOINED, SHARED, visible_to_server, visibility_of
+from relay.protocol.visibility import INVITED, JOINED, SHARED, visibility_of, visible_to_server
 from relay.rooms import state, store
 from relay.rooms.room import HISTORY_VISIBILITY, Room
 from relay.rooms.rooms import Rooms
@@ -64,14 +64,14 @@ def raw(one: Stored) -> bytes:
 
 def shown(query: Query, room: Room, users: Sequence[str], given: Sequence[Stored]) -> list[bytes]:
     """Events of a room as a server with these users gets them. In a reader's thread."""
-    seen = _seen(query, room.nid, room, users, given)
+    seen = _seen(query, room, users, given)
     return [raw(one) if one.id in seen else events.redacted(one.event).raw for one in given]
 
 
-def _seen(query: Query, room_nid: int, room: Room, users: Sequence[str], given: Sequence[Stored]) -> set[str]:
+def _seen(query: Query, room: Room, users: Sequence[str], given: Sequence[Stored]) -> set[str]:
     settings = {
         event_id: visibility_of(orjson.loads(bytes(json)).get("content"))
-        for event_id, json in query.all(_SETTINGS, room_nid, *HISTORY_VISIBILITY)
+        for event_id, json in query.all(_SETTINGS, room.nid, *HISTORY_VISIBILITY)
     }
     if _RESTRICTED.isdisjoint(settings.values()):
         return {one.id for one in given}
@@ -79,7 +79,7 @@ def _seen(query: Query, room_nid: int, room: Room, users: Sequence[str], given: 
     seen = {one.id for one in given if one.state_nid is None and one.event.is_state}
     placed = [one for one in given if one.state_nid is not None]
     nids = {one.state_nid for one in placed if one.state_nid is not None}
-    held = state.lookup(query, room_nid, nids, (HISTORY_VISIBILITY,))
+    held = state.lookup(query, room.nid, nids, (HISTORY_VISIBILITY,))
     closed: list[tuple[Stored, str, str | None]] = []
     for one in placed:
         now = settings.get(held.get(one.state_nid or 0, {}).get(HISTORY_VISIBILITY, ""), SHARED)

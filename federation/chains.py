@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import orjson
 
-from relay.db import Database, Query
+from relay.db import Database, Query, Row
 from relay.errors import TooLarge
 from relay.protocol import event as events
 from relay.protocol.versions import RoomVersion
@@ -26,9 +26,11 @@ MAX_AT_ONCE = 2
 MAX_BYTES = 64 * 2**20
 MAX_REMEMBERED = 20_000
 IDS_AT_ONCE = 64
+FEW = 4
 
 _MARKS = ", ".join(f"${number}" for number in range(1, IDS_AT_ONCE + 1))
 _ROWS = f"SELECT event_id, json, redacted_by FROM events WHERE event_id IN ({_MARKS})"
+_ROW = "SELECT event_id, json, redacted_by FROM events WHERE event_id = $1"
 
 
 class Gathered:
@@ -70,9 +72,9 @@ class Chains:
             return await self._db.read(lambda query: make(self._gather(query, version, wanted, more)))
 
     def _gather(self, query: Query, version: RoomVersion, state_ids: list[str], also: list[str]) -> Gathered:
-        json: dict[str, bytes] = {}
-        self._fetch(query, version, json, state_ids)
-        self._fetch(query, version, json, [event_id for event_id in also if event_id not in json])
+        found = _Found(query, version)
+        found.fetch([*state_ids, *also])
+        json = found.json
         chain: dict[str, None] = {}
         frontier = [*state_ids, *also]
         while frontier:
@@ -85,28 +87,13 @@ class Chains:
                     if cited not in chain:
                         chain[cited] = None
                         reached.append(cited)
-            self._fetch(query, version, json, [event_id for event_id in reached if event_id not in json])
+            found.fetch([event_id for event_id in reached if event_id not in json])
             frontier = reached
         return Gathered(
             [event_id for event_id in state_ids if event_id in json],
             [event_id for event_id in chain if event_id in json],
             json,
         )
-
-    def _fetch(self, query: Query, version: RoomVersion, json: dict[str, bytes], wanted: list[str]) -> None:
-        size = sum(map(len, json.values()))
-        for start in range(0, len(wanted), IDS_AT_ONCE):
-            some = wanted[start : start + IDS_AT_ONCE]
-            # One text for any number of IDs, so that the statement is prepared once.
-            some += [some[-1]] * (IDS_AT_ONCE - len(some))
-            for event_id, raw, redacted_by in query.all(_ROWS, *some):
-                kept = bytes(raw)
-                if redacted_by is not None:
-                    kept = events.redacted(events.load(kept, event_id, version)).raw
-                json[event_id] = kept
-                size += len(kept)
-            if size > MAX_BYTES:
-                raise TooLarge(f"The state of this room has more than {MAX_BYTES} bytes. Ask another server.")
 
     def _cites(self, event_id: str, raw: bytes) -> tuple[str, ...]:
         known = self._cited.get(event_id)
@@ -115,3 +102,34 @@ class Chains:
                 self._cited.clear()
             known = self._cited[event_id] = tuple(map(sys.intern, orjson.loads(raw)["auth_events"]))
         return known
+
+
+class _Found:
+    """Rows as they are read. In a reader's thread."""
+
+    def __init__(self, query: Query, version: RoomVersion) -> None:
+        self._query = query
+        self._version = version
+        self._size = 0
+        self.json: dict[str, bytes] = {}
+
+    def fetch(self, wanted: list[str]) -> None:
+        if len(wanted) <= FEW:
+            for event_id in wanted:
+                self._keep(self._query.all(_ROW, event_id))
+            return
+        for start in range(0, len(wanted), IDS_AT_ONCE):
+            some = wanted[start : start + IDS_AT_ONCE]
+            # One text for any number of IDs, so that the statement is prepared once.
+            some += [some[-1]] * (IDS_AT_ONCE - len(some))
+            self._keep(self._query.all(_ROWS, *some))
+
+    def _keep(self, rows: Iterable[Row]) -> None:
+        for event_id, raw, redacted_by in rows:
+            kept = bytes(raw)
+            if redacted_by is not None:
+                kept = events.redacted(events.load(kept, event_id, self._version)).raw
+            self.json[event_id] = kept
+            self._size += len(kept)
+        if self._size > MAX_BYTES:
+            raise TooLarge(f"The state of this room has more than {MAX_BYTES} bytes. Ask another server.")

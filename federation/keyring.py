@@ -20,13 +20,14 @@ import structlog
 from federation.joined import Joined
 from federation.server_keys import ALGORITHM, BadKeys, KnownKey, OldKey, own_answer, read
 from relay.clock import HOUR, MINUTE, SECOND, Clock
-from relay.db import Database, Query, Schema, Table
+from relay.db import Database, Query
 from relay.errors import ApiError, BadJson, RemoteError
 from relay.ids import is_server_name
 from relay.part import Part
 from relay.protocol.canonical import from_base64
 from relay.protocol.event import Event, required_signers, signing_bytes
 from relay.protocol.signing import SigningKey, signature_of, verify_bytes, verify_json
+from relay.tables import Schema, Table
 
 log = structlog.get_logger("keyring")
 

@@ -21,11 +21,12 @@ from federation.connections import Connections, path
 from federation.lane import MAX_EDUS, Departing, Lane, Waiting
 from relay.bell import Bell
 from relay.clock import HOUR, SECOND, Clock
-from relay.db import FOLLOWED, Database, Query, Schema, Table
+from relay.db import FOLLOWED, Database, Query
 from relay.departures import Departures
 from relay.errors import ApiError, RemoteError
 from relay.ids import is_server_name, random_string
 from relay.part import Part
+from relay.tables import Schema, Table
 
 log = structlog.get_logger("outbox")
 

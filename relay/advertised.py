@@ -51,7 +51,7 @@ class Advertised(Part):
                 "m.change_password": {"enabled": True},
                 "m.room_versions": {
                     "default": self._default_room_version,
-                    "available": {name: "stable" for name in VERSIONS},
+                    "available": dict.fromkeys(VERSIONS, "stable"),
                 },
                 "m.set_displayname": {"enabled": True},
                 "m.set_avatar_url": {"enabled": True},

@@ -15,7 +15,7 @@ import re
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from relay.bell import Bell
 from relay.errors import StorageFull
+from relay.tables import Schema
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,27 +37,6 @@ STATEMENT_CACHE = 1024
 _MARK = re.compile(r"\$(\d+)")
 _PRIMARY = re.compile(r"\bBIGINT PRIMARY KEY\b")
 _BYTES = re.compile(r"\bBYTES\b")
-
-
-@dataclass(frozen=True)
-class Table:
-    """What a table is for, and of each column why it is there and for how long. A test fails on one that is not here.
-
-    `rule` is the answer of `relay audit` for a row that needs no closer look; tables with content have a check of their own.
-    """
-
-    name: str
-    rule: str
-    columns: Mapping[str, tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Schema:
-    """A part's tables, and the numbered steps that make them: step n brings version n-1 to n. Steps are never edited."""
-
-    part: str
-    tables: Sequence[Table] = ()
-    steps: Sequence[str] = ()
 
 
 class ChainBroken(Exception):
@@ -520,30 +500,3 @@ def _translate_error(error: BaseException) -> BaseException:
 
 
 IntegrityError = sqlite3.IntegrityError
-
-OWN_TABLES = (
-    Table(
-        "schema_versions",
-        "the database's own bookkeeping",
-        {
-            "part": ("which part's tables", "the database's life"),
-            "version": ("up to which step they have come", "the database's life"),
-        },
-    ),
-    Table(
-        "settings",
-        "the database's own bookkeeping",
-        {
-            "name": ("server_name, epoch, pos", "the database's life"),
-            "value": ("what it is", "the database's life"),
-        },
-    ),
-    Table(
-        "followers",
-        "the database's own bookkeeping",
-        {
-            "name": ("who follows the log", "the database's life"),
-            "pos": ("how far it has come", "the database's life"),
-        },
-    ),
-)

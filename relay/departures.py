@@ -12,8 +12,9 @@ from typing import Any
 
 import orjson
 
-from relay.db import Query, Row, Schema, Table, Tx
+from relay.db import Query, Row, Tx
 from relay.part import Finding, Part
+from relay.tables import Schema, Table
 
 # Called with (destination, edu_type, content, key); a later one with the same key replaces an earlier one that still waits.
 TakesPassing = Callable[[str, str, dict[str, Any], str], None]

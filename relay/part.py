@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from relay.db import Query, Schema
+from relay.db import Query
+from relay.tables import Schema
 from relay.web import Route
 
 # An EDU from `origin`, already authenticated. Whatever it raises is logged and loses only this EDU.

@@ -15,14 +15,14 @@ from typing import Any
 
 import structlog
 from aiohttp import web
+from federation.inbound import Inbound
+from federation.joins import Joins
 
 from federation.addresses import AddressRule, SystemLookups
 from federation.backoff import Backoff
 from federation.client import Client
 from federation.connections import Connections
 from federation.discovery import Discovery
-from federation.inbound import Inbound
-from federation.joins import Joins
 from federation.keyring import Keyring
 from federation.media import ServesMedia
 from federation.notary import Notary
@@ -44,7 +44,7 @@ from relay.advertised import Advertised
 from relay.bell import Bell
 from relay.clock import Clock, SystemClock
 from relay.config import Listener, Settings
-from relay.db import OWN_TABLES, Database, Query
+from relay.db import Database, Query
 from relay.departures import Departures
 from relay.doors import OpenDoors
 from relay.ephemeral.presence import Presence
@@ -90,6 +90,7 @@ from relay.rooms.write_routes import WriteRoutes
 from relay.sync.classic import ClassicSync
 from relay.sync.gather import Gather
 from relay.sync.rooms import SyncRooms
+from relay.tables import OWN_TABLES
 from relay.web import Web
 
 log = structlog.get_logger("server")
@@ -177,7 +178,16 @@ class Server:
         one_time_keys = OneTimeKeys(db, clock, devices, remote, name)
         cross_signing = CrossSigning(db, published, device_lists, remote_lists, signatures, devices, reauth, name)
         device_keys = DeviceKeys(
-            db, published, device_lists, remote_lists, one_time_keys, cross_signing, signatures, to_device, devices, name
+            db,
+            published,
+            device_lists,
+            remote_lists,
+            one_time_keys,
+            cross_signing,
+            signatures,
+            to_device,
+            devices,
+            name,
         )
         backup = KeyBackup(db, seal)
 
@@ -308,8 +318,8 @@ class Server:
                 context.load_cert_chain(*pair)
                 seen = now
                 log.info("took up the renewed certificate", file=pair[0].name)
-            except (OSError, ssl.SSLError) as error:
-                log.warning("the renewed certificate can't be used, so the old one stays", file=pair[0].name, why=str(error))
+            except (OSError, ssl.SSLError):
+                log.warning("the renewed certificate can't be used, so the old one stays", file=pair[0].name)
 
     @property
     def ports(self) -> list[int]:

@@ -14,9 +14,10 @@ from typing import Any
 
 from relay.accounts.reauth import Reauth
 from relay.accounts.sessions import Issued, Sessions
-from relay.db import Database, Query, Schema, Table, Tx
+from relay.db import Database, Query, Tx
 from relay.errors import Forbidden, InvalidParam, NotFound
 from relay.part import Part
+from relay.tables import Schema, Table
 from relay.web import Answer, Request, Route, get_list, get_optional_string
 
 OnDeviceDeleted = Callable[[Tx, str, str], None]

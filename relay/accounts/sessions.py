@@ -15,9 +15,10 @@ from typing import Any
 
 from relay.bell import Bell
 from relay.clock import DAY, Clock
-from relay.db import Database, Query, Schema, Table, Tx
+from relay.db import Database, Query, Tx
 from relay.errors import StorageFull, UnknownToken
 from relay.part import Part
+from relay.tables import Schema, Table
 from relay.web import Answer, Caller, Request, Route, get_string
 
 MAX_REMEMBERED = 10_000

@@ -11,10 +11,11 @@ from typing import Any
 
 from relay.clock import Clock
 from relay.config import Registration
-from relay.db import Database, Query, Schema, Table
+from relay.db import Database, Query
 from relay.errors import ApiError, Forbidden, InvalidParam, NotFound, Unauthorized
 from relay.ids import is_opaque, random_string
 from relay.part import Part
+from relay.tables import Schema, Table
 from relay.web import Answer, Request, Route, get_string
 
 GENERATED_LENGTH = 24

@@ -12,10 +12,11 @@ from typing import Any
 
 from relay.accounts.passwords import Passwords
 from relay.clock import DAY, Clock
-from relay.db import Database, Query, Schema, Table, Tx
+from relay.db import Database, Query, Tx
 from relay.errors import ApiError, Forbidden, NotFound
 from relay.ids import MAX_ID_BYTES, is_localpart, is_user_id, random_string, server_of
 from relay.part import Part
+from relay.tables import Schema, Table
 from relay.web import get_object, get_optional_string
 
 # Names that are known to be taken; accounts are never deleted, so nothing has to drop them.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.clock import Clock
-from relay.db import Database, Query, Schema, Table, Tx
+from relay.db import Database, Query, Tx
 from relay.departures import Departures
 from relay.ephemeral.threads import MAIN, is_in_thread
 from relay.errors import BadJson, InvalidParam
@@ -23,6 +23,7 @@ from relay.protocol.event import Event
 from relay.rooms.room import Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.store import Stored
+from relay.tables import Schema, Table
 from relay.web import Answer, Request, Route, get_optional_string
 
 READ, PRIVATE, FULLY_READ = "m.read", "m.read.private", "m.fully_read"

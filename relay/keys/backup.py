@@ -14,13 +14,14 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from relay.db import Database, Query, Row, Schema, Table, Tx
+from relay.db import Database, Query, Row, Tx
 from relay.errors import ApiError, BadJson, InvalidParam, MissingParam, NotFound, Refused, TooLarge
 from relay.ids import is_room_id
 from relay.keys.shapes import is_name
 from relay.part import Part
 from relay.protocol import shapes
 from relay.protocol.seal import Seal
+from relay.tables import Schema, Table
 from relay.web import CORS, JSON_TYPE, Answer, Request, Route, get_object, get_optional_string, get_string
 
 MAX_BODY_BYTES = 8 * 2**20

@@ -17,13 +17,14 @@ import orjson
 
 from relay.accounts.devices import Devices
 from relay.clock import DAY, HOUR, Clock
-from relay.db import Database, Query, Schema, Table, Tx
+from relay.db import Database, Query, Tx
 from relay.errors import ApiError, BadJson, InvalidParam, RemoteError, TooLarge, UnknownToken
 from relay.ids import is_user_id, server_of
 from relay.keys.kept import Kept
 from relay.keys.shapes import is_name, unsigned_form
 from relay.part import Part, SyncAsk, SyncShare
 from relay.remote import Remote
+from relay.tables import Schema, Table
 from relay.web import Answer, Request, Route, get_object
 
 MAX_KEY_BYTES = 4 * 1024

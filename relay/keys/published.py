@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from relay.db import Database, Query, Schema, Table, Tx
+from relay.db import Database, Query, Tx
 from relay.ids import server_of
 from relay.keys.kept import Kept
 from relay.part import Part
+from relay.tables import Schema, Table
 
 MAX_LISTS_KEPT = 2_000
 

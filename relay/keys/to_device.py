@@ -17,7 +17,7 @@ import structlog
 
 from relay.accounts.devices import Devices
 from relay.clock import DAY, HOUR, Clock
-from relay.db import Database, Query, Row, Schema, Table, Tx
+from relay.db import Database, Query, Row, Tx
 from relay.departures import Departures
 from relay.doors import Doors
 from relay.errors import ApiError, BadJson, Forbidden, InvalidParam, Refused, TooLarge
@@ -26,6 +26,7 @@ from relay.keys.kept import Kept
 from relay.keys.shapes import is_name
 from relay.part import Finding, Part, SyncAsk, SyncShare, TakesEdu
 from relay.protocol.seal import Seal
+from relay.tables import Schema, Table
 from relay.web import Answer, Request, Route, get_object
 
 log = structlog.get_logger("to_device")

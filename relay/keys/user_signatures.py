@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relay.db import Database, Query, Schema, Table, Tx
+from relay.db import Database, Query, Tx
 from relay.keys.kept import Kept
 from relay.part import Part
+from relay.tables import Schema, Table
 
 MAX_SIGNERS_KEPT = 2_000
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from relay.clock import HOUR, MINUTE, SECOND, Clock
 from relay.config import Media as MediaSettings
-from relay.db import Database, Query, Row, Schema, Table
+from relay.db import Database, Query, Row
 from relay.errors import NotFound, Refused, StorageFull
 from relay.media.files import Reader, Store
 from relay.media.waiting import MAX_PICTURE, picture_type
@@ -25,6 +25,7 @@ from relay.part import Finding, Part
 from relay.protocol.readable import HEAD_BYTES
 from relay.protocol.seal import Seal
 from relay.remote import Remote
+from relay.tables import Schema, Table
 
 # How much is looked at before it is decided what a file is.
 LOOK = 64 * 1024

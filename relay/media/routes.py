@@ -17,7 +17,7 @@ from aiohttp import web
 
 from relay.clock import DAY, HOUR, SECOND, Clock
 from relay.config import Media as MediaSettings
-from relay.db import Database, Query, Row, Schema, Table
+from relay.db import Database, Query, Row
 from relay.doors import Doors
 from relay.errors import ApiError, Forbidden, InvalidParam, LimitExceeded, MissingParam, NotFound, Refused, TooLarge
 from relay.ids import is_opaque, is_server_name
@@ -28,6 +28,7 @@ from relay.media.waiting import MAX_PICTURE, Waiting, picture_type
 from relay.part import Finding, Part
 from relay.protocol.readable import HEAD_BYTES, TextWatch
 from relay.protocol.seal import Seal
+from relay.tables import Schema, Table
 from relay.web import Answer, Request, Route
 
 # Addresses that were asked for before the upload. Spec: client-server-api/#post_matrixmediav1create

@@ -12,10 +12,11 @@ from typing import Any
 
 import orjson
 
-from relay.db import Database, Query, Row, Schema, Table, Tx
+from relay.db import Database, Query, Row, Tx
 from relay.errors import BadJson, Forbidden, InvalidParam, LimitExceeded, NotFound, TooLarge
 from relay.ids import MAX_ID_BYTES, require_room_id
 from relay.part import Part, SyncAsk, SyncShare
+from relay.tables import Schema, Table
 from relay.web import Answer, Request, Route
 
 TOPIC = "account_data"

@@ -16,10 +16,11 @@ import msgspec
 import orjson
 from msgspec import Meta
 
-from relay.db import Database, Query, Schema, Table, Tx
+from relay.db import Database, Query, Tx
 from relay.errors import BadJson, InvalidParam, NotFound, TooLarge
 from relay.part import Part
 from relay.people.account_data import require_self
+from relay.tables import Schema, Table
 from relay.web import Answer, Request, Route, parse_object
 
 MAX_FILTER_BYTES = 64 * 1024

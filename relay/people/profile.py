@@ -12,13 +12,14 @@ from typing import Any
 import orjson
 
 from relay.accounts.users import Users
-from relay.db import Database, Query, Schema, Table, Tx
+from relay.db import Database, Query, Tx
 from relay.doors import Doors
 from relay.errors import ApiError, BadJson, Forbidden, InvalidParam, MissingParam, NotFound
 from relay.ids import is_opaque, is_server_name, require_user_id, server_of
 from relay.part import Part
 from relay.remote import Remote
 from relay.rooms.rooms import Rooms
+from relay.tables import Schema, Table
 from relay.web import Answer, Request, Route
 
 MAX_KEY_BYTES = 255

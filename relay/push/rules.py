@@ -14,11 +14,12 @@ from typing import Any
 
 import orjson
 
-from relay.db import Database, Query, Schema, Table
+from relay.db import Database, Query
 from relay.errors import InvalidParam, Unrecognized
 from relay.part import Part, SyncAsk, SyncShare
 from relay.protocol import pushrule_changes as changes_of
 from relay.protocol.pushrules import DEFAULT, Ruleset
+from relay.tables import Schema, Table
 from relay.web import Answer, Request, Route
 
 TOPIC = "push_rules"

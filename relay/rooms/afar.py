@@ -69,13 +69,15 @@ class Afar:
                 await self._join_through(server, user_id, room_id, member, may_be_joined)
                 return
             except RemoteError as error:
-                log.info("could not join through a server", server=server, status=error.status, errcode=error.errcode, why=error.text)
+                log.info("could not join through a server", server=server, status=error.status, errcode=error.errcode)
                 last = error
         if last is None:
             raise NotFound("No server is known that is in this room. Ask for an invitation, or give a server in `via`.")
         if last.status in (400, 403, 404):
             raise ApiError(f"{last.server} answered: {last.text}", status=last.status, errcode=last.errcode)
-        raise ApiError(f"None of the room's servers could be reached; the last answer: {last.text}. Try again later.", status=502)
+        raise ApiError(
+            f"None of the room's servers could be reached; the last answer: {last.text}. Try again later.", status=502
+        )
 
     async def _join_through(
         self, server: str, user_id: str, room_id: str, member: Mapping[str, Any], may_be_joined: MayBeJoined
@@ -116,7 +118,11 @@ class Afar:
         return pdu
 
     def _signed(self, server: str, pdu: Mapping[str, Any], version: RoomVersion) -> Event:
-        named = {k: pdu[k] for k in ("type", "room_id", "sender", "state_key", "content", "depth", "prev_events", "auth_events") if k in pdu}
+        named = {
+            k: pdu[k]
+            for k in ("type", "room_id", "sender", "state_key", "content", "depth", "prev_events", "auth_events")
+            if k in pdu
+        }
         named["origin_server_ts"] = pdu.get("origin_server_ts", 0)
         if version.redact_keeps_origin:
             named["origin"] = self._server_name
@@ -141,7 +147,11 @@ class Afar:
             raise RemoteError(server, 502, "the room's state is larger than this server takes")
         state = self._intake.parsed(answer.state, event.version, event.room_id)
         state_ids = {one.id for one in state}
-        chain = [one for one in self._intake.parsed(answer.auth_chain, event.version, event.room_id) if one.id not in state_ids]
+        chain = [
+            one
+            for one in self._intake.parsed(answer.auth_chain, event.version, event.room_id)
+            if one.id not in state_ids
+        ]
         taken = {one.event.id: one for one in await self._intake.verified([*chain, *state])}
         by_id = {e: one.event for e, one in taken.items()}
         create = next((e for e in by_id.values() if e.key == CREATE and e.id in state_ids), None)
@@ -157,7 +167,11 @@ class Afar:
                 taken[one.id].marks |= REJECTED
         if create.id in rejected:
             raise RemoteError(server, 502, "the create event it gave is not valid")
-        current = {one.key: one for one in by_id.values() if one.id in state_ids and one.id not in rejected and one.key is not None}
+        current = {
+            one.key: one
+            for one in by_id.values()
+            if one.id in state_ids and one.id not in rejected and one.key is not None
+        }
         try:
             check(event, current, create)
         except NotAllowed as no:
@@ -200,7 +214,9 @@ class Afar:
                     if not one.marks & REJECTED and one.event.key is not None and one in state:
                         entries[one.event.key] = (one.event.id, nid)
                         current[one.event.key] = one.event
-                members = {key[1]: one.membership or "leave" for key, one in current.items() if key[0] == "m.room.member"}
+                members = {
+                    key[1]: one.membership or "leave" for key, one in current.items() if key[0] == "m.room.member"
+                }
                 self._appender.begin_with(tx, room, entries, members, list(current.values()), current.get(SERVER_ACL))
                 tx.many(
                     "INSERT INTO gaps (room_nid, event_id, depth) VALUES ($1, $2, $3) ON CONFLICT (room_nid, event_id) DO NOTHING",
@@ -217,7 +233,9 @@ class Afar:
         if mine is None or mine.membership != "invite":
             return None
         raw = await self._db.read(
-            lambda query: query.value("SELECT stripped FROM memberships WHERE room_nid = $1 AND user_id = $2", mine.room_nid, user_id)
+            lambda query: query.value(
+                "SELECT stripped FROM memberships WHERE room_nid = $1 AND user_id = $2", mine.room_nid, user_id
+            )
         )
         found = orjson.loads(bytes(raw)) if raw else None
         # Without a create event it tells nothing about the room.
@@ -240,8 +258,8 @@ class Afar:
             servers = [server_of(room.room_id)]
         try:
             event = await self._leave_through([s for s in servers if s != self._server_name], user_id, room.room_id)
-        except (RemoteError, ApiError) as error:
-            log.info("an invite is turned down here only", why=str(error))
+        except (RemoteError, ApiError):
+            log.info("an invite is turned down here only")
             event = None
         with self._db.write() as tx:
             self._appender.left_afar(tx, room, user_id, event)
@@ -303,4 +321,6 @@ class Afar:
 def _encryption_and_type(told: Sequence[Mapping[str, Any]]) -> tuple[bool, object]:
     by_type = {e.get("type"): e.get("content") for e in told}
     encryption, create = by_type.get("m.room.encryption"), by_type.get("m.room.create")
-    return bool(isinstance(encryption, dict) and encryption.get("algorithm")), create.get("type") if isinstance(create, dict) else None
+    return bool(isinstance(encryption, dict) and encryption.get("algorithm")), create.get("type") if isinstance(
+        create, dict
+    ) else None

@@ -7,7 +7,7 @@ without an await from judging to here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import orjson
 
@@ -36,12 +36,21 @@ class Appender:
 
     def new_room(self, tx: Tx, room: Room) -> None:
         """The row of a room that was not known before."""
-        tx.run("INSERT INTO rooms (nid, room_id, version) VALUES ($1, $2, $3)", room.nid, room.room_id, room.version.name)
+        tx.run(
+            "INSERT INTO rooms (nid, room_id, version) VALUES ($1, $2, $3)", room.nid, room.room_id, room.version.name
+        )
         self._rooms.add(room)
         tx.failed(lambda: self._rooms.drop(room))
 
     def append(
-        self, tx: Tx, room: Room, event: Event, *, marks: int = 0, sent_by: tuple[str, str, str] | None = None, nid: int | None = None,
+        self,
+        tx: Tx,
+        room: Room,
+        event: Event,
+        *,
+        marks: int = 0,
+        sent_by: tuple[str, str, str] | None = None,
+        nid: int | None = None,
         redacts: str | None = None,
     ) -> Stored:
         """An accepted event that builds on the current state: one of ours, or a foreign one without a fork.
@@ -59,7 +68,9 @@ class Appender:
             room.take_state(event, nid)
             self._record_state(tx, room, room.state_nid, [nid], pos)
             room.keep(event)
-        return self._into_timeline(tx, room, Stored(event, nid, pos, room.nid, room.state_nid, marks, None, replaces, redacts, sent_by))
+        return self._into_timeline(
+            tx, room, Stored(event, nid, pos, room.nid, room.state_nid, marks, None, replaces, redacts, sent_by)
+        )
 
     def append_forked(
         self,
@@ -80,7 +91,9 @@ class Appender:
         tx.failed(lambda: self._rooms.drop(room))
         pos = tx.pos()
         self.replace_state(tx, room, current, changed)
-        return self._into_timeline(tx, room, Stored(event, nid, pos, room.nid, state_after, marks, None, replaces, redacts))
+        return self._into_timeline(
+            tx, room, Stored(event, nid, pos, room.nid, state_after, marks, None, replaces, redacts)
+        )
 
     def replace_state(self, tx: Tx, room: Room, current: StateMap, changed: Mapping[store.Key, Event]) -> None:
         """The current state becomes `current`."""
@@ -131,7 +144,15 @@ class Appender:
         return nid
 
     def history(
-        self, tx: Tx, room: Room, event: Event, *, nid: int, state_after: int, marks: int = 0, redacts: str | None = None
+        self,
+        tx: Tx,
+        room: Room,
+        event: Event,
+        *,
+        nid: int,
+        state_after: int,
+        marks: int = 0,
+        redacts: str | None = None,
     ) -> Stored:
         """An event from before what we knew: paged by its depth, never part of /sync."""
         one = Stored(event, nid, tx.pos(), room.nid, state_after, marks | HISTORY, redacts=redacts)
@@ -154,7 +175,9 @@ class Appender:
         self._insert(tx, room, one)
         cited = [event_id for event_id in event.prev_events if room.extremities.pop(event_id, None) is not None]
         if cited:
-            tx.many("DELETE FROM forward_extremities WHERE room_nid = $1 AND event_id = $2", [(room.nid, c) for c in cited])
+            tx.many(
+                "DELETE FROM forward_extremities WHERE room_nid = $1 AND event_id = $2", [(room.nid, c) for c in cited]
+            )
         if not one.marks & (REJECTED | SOFT_FAILED):
             room.extremities[event.id] = one.depth
             tx.run("INSERT INTO forward_extremities (room_nid, event_id) VALUES ($1, $2)", room.nid, event.id)
@@ -211,7 +234,12 @@ class Appender:
     def _lost_membership(self, tx: Tx, room: Room, user_id: str, pos: int) -> None:
         """Resolution took a member event out of the state altogether: the person was never there."""
         before = room.members.get(user_id)
-        tx.run("UPDATE memberships SET membership = 'leave', pos = $3, since_pos = $3 WHERE room_nid = $1 AND user_id = $2", room.nid, user_id, pos)
+        tx.run(
+            "UPDATE memberships SET membership = 'leave', pos = $3, since_pos = $3 WHERE room_nid = $1 AND user_id = $2",
+            room.nid,
+            user_id,
+            pos,
+        )
         tx.run(LOG_MEMBERSHIP + " ON CONFLICT DO NOTHING", pos, room.nid, user_id, before, "leave")
         if server_of(user_id) == self._server_name:
             self._local_membership(tx, room, user_id, "leave", "", pos)
@@ -228,7 +256,10 @@ class Appender:
         self.outlier(tx, room, event)
         tx.run(PUT_MEMBERSHIP, room.nid, user_id, event.membership, event.id, pos, pos, 1)
         tx.run(
-            "UPDATE memberships SET stripped = $3 WHERE room_nid = $1 AND user_id = $2", room.nid, user_id, orjson.dumps(list(stripped))
+            "UPDATE memberships SET stripped = $3 WHERE room_nid = $1 AND user_id = $2",
+            room.nid,
+            user_id,
+            orjson.dumps(list(stripped)),
         )
         self._local_membership(tx, room, user_id, event.membership or "invite", event.id, pos)
         tx.after(lambda: self._tell(room, user_id, before, event.membership or "invite", pos))
@@ -260,7 +291,15 @@ class Appender:
         room.extremities.clear()
         self._record_state(tx, room, None, [], pos)
         rows = [
-            (room.nid, e.state_key, e.membership, e.id, pos, pos, int(server_of(e.state_key or "") == self._server_name))
+            (
+                room.nid,
+                e.state_key,
+                e.membership,
+                e.id,
+                pos,
+                pos,
+                int(server_of(e.state_key or "") == self._server_name),
+            )
             for e in state_events
             if e.type == "m.room.member"
         ]

@@ -80,7 +80,9 @@ class Creator:
         invited = [require_user_id(u) for u in get_list(body, "invite", [])]
         if len(invited) > MAX_INVITES:
             raise InvalidParam(f"Invite at most {MAX_INVITES} people when you create a room, the others later.")
-        preset = get_optional_string(body, "preset") or ("public_chat" if body.get("visibility") == "public" else "private_chat")
+        preset = get_optional_string(body, "preset") or (
+            "public_chat" if body.get("visibility") == "public" else "private_chat"
+        )
         if preset not in PRESETS:
             raise InvalidParam(f"{preset!r} is not a preset. Use private_chat, trusted_private_chat or public_chat.")
         alias = self._alias(body)
@@ -105,7 +107,8 @@ class Creator:
         name = get_optional_string(body, "room_version") or self._default_version
         if name not in VERSIONS:
             raise ApiError(
-                f"This server does not know room version {name!r}. It knows {', '.join(VERSIONS)}.", errcode="M_UNSUPPORTED_ROOM_VERSION"
+                f"This server does not know room version {name!r}. It knows {', '.join(VERSIONS)}.",
+                errcode="M_UNSUPPORTED_ROOM_VERSION",
             )
         return VERSIONS[name]
 
@@ -157,7 +160,11 @@ class Creator:
         if len(given) > MAX_INITIAL_STATE:
             raise InvalidParam(f"A room begins with at most {MAX_INITIAL_STATE} initial state events.")
         for one in given:
-            if not isinstance(one, dict) or not isinstance(one.get("type"), str) or not isinstance(one.get("content"), dict):
+            if (
+                not isinstance(one, dict)
+                or not isinstance(one.get("type"), str)
+                or not isinstance(one.get("content"), dict)
+            ):
                 raise BadJson("Each of initial_state needs a type and a content.")
             state_key = one.get("state_key", "")
             if not isinstance(state_key, str) or one["type"] in UNSET:
@@ -194,7 +201,13 @@ class Creator:
         ]
 
     def _levels(
-        self, version: RoomVersion, body: dict[str, Any], preset: str, user_id: str, creators: set[str], invited: Sequence[str]
+        self,
+        version: RoomVersion,
+        body: dict[str, Any],
+        preset: str,
+        user_id: str,
+        creators: set[str],
+        invited: Sequence[str],
     ) -> dict[str, Any]:
         users = {} if version.creators_privileged else {user_id: 100}
         if preset == "trusted_private_chat" and not version.creators_privileged:
@@ -265,7 +278,9 @@ class Creator:
                     self._appender.append(tx, room, event, marks=LOCAL)
                     state[(type, key)] = event
                 if alias is not None:
-                    tx.run("INSERT INTO aliases (alias, room_nid, creator) VALUES ($1, $2, $3)", alias, room.nid, user_id)
+                    tx.run(
+                        "INSERT INTO aliases (alias, room_nid, creator) VALUES ($1, $2, $3)", alias, room.nid, user_id
+                    )
                 if published:
                     tx.run("UPDATE rooms SET published = 1 WHERE nid = $1", room.nid)
                     room.published = True
@@ -273,4 +288,3 @@ class Creator:
             raise ApiError(f"The room can't be made like this: {no.reason}.", errcode="M_INVALID_ROOM_STATE") from no
         await tx
         return create.room_id
-

@@ -95,7 +95,9 @@ class Directory(Part):
     async def local_alias(self, alias: str) -> tuple[str, list[str]] | None:
         """(room ID, servers in it) of an address of ours."""
         room_id = await self._db.read(
-            lambda query: query.value("SELECT r.room_id FROM aliases a JOIN rooms r ON r.nid = a.room_nid WHERE a.alias = $1", alias)
+            lambda query: query.value(
+                "SELECT r.room_id FROM aliases a JOIN rooms r ON r.nid = a.room_nid WHERE a.alias = $1", alias
+            )
         )
         if room_id is None:
             return None
@@ -145,7 +147,9 @@ class Directory(Part):
                 leads_to = None
             if leads_to != room.room_id:
                 raise ApiError(
-                    f"{alias} does not lead to this room. Give the room this address first.", status=400, errcode="M_BAD_ALIAS"
+                    f"{alias} does not lead to this room. Give the room this address first.",
+                    status=400,
+                    errcode="M_BAD_ALIAS",
                 )
 
     # --- aliases, the endpoints
@@ -157,7 +161,12 @@ class Directory(Part):
         await self._doors.alias(request.user_id, alias, room_id)
         try:
             with self._db.write() as tx:
-                tx.run("INSERT INTO aliases (alias, room_nid, creator) VALUES ($1, $2, $3)", alias, room.nid, request.user_id)
+                tx.run(
+                    "INSERT INTO aliases (alias, room_nid, creator) VALUES ($1, $2, $3)",
+                    alias,
+                    room.nid,
+                    request.user_id,
+                )
             await tx
         except IntegrityError:
             raise ApiError(f"{alias} is taken. Choose another address.", status=409) from None
@@ -174,7 +183,8 @@ class Directory(Part):
         alias = self._own_alias(request.params["roomAlias"])
         row = await self._db.read(
             lambda query: query.one(
-                "SELECT r.room_id, a.creator FROM aliases a JOIN rooms r ON r.nid = a.room_nid WHERE a.alias = $1", alias
+                "SELECT r.room_id, a.creator FROM aliases a JOIN rooms r ON r.nid = a.room_nid WHERE a.alias = $1",
+                alias,
             )
         )
         if row is None:
@@ -209,7 +219,9 @@ class Directory(Part):
             raise Forbidden("You are not in this room any more.")
         rows = await self._db.read(
             lambda query: query.all(
-                "SELECT alias FROM aliases WHERE room_nid = $1 ORDER BY alias LIMIT $2", view.room.nid, MAX_ALIASES_SHOWN
+                "SELECT alias FROM aliases WHERE room_nid = $1 ORDER BY alias LIMIT $2",
+                view.room.nid,
+                MAX_ALIASES_SHOWN,
             )
         )
         return {"aliases": [row[0] for row in rows]}

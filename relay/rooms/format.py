@@ -98,7 +98,9 @@ async def dressed(
     return result
 
 
-def _extras(query: Query, needy: Sequence[Stored], version: RoomVersion, user_id: str, may_relate: bool) -> dict[str, dict[str, Any]]:
+def _extras(
+    query: Query, needy: Sequence[Stored], version: RoomVersion, user_id: str, may_relate: bool
+) -> dict[str, dict[str, Any]]:
     """What `unsigned` says of each event, beside what is personal."""
     cited = {one.replaces for one in needy if one.replaces} | {one.redacted_by for one in needy if one.redacted_by}
     found = store.by_ids(query, cited, version)
@@ -131,11 +133,19 @@ MAX_REFERENCES = 50
 
 def bundles(query: Query, one: Stored, version: RoomVersion, user_id: str) -> dict[str, Any]:
     """What later events say of this one, by relation type. Spec: client-server-api/#aggregations-of-child-events"""
-    kinds = {row[0] for row in query.all("SELECT DISTINCT rel_type FROM relations WHERE target_id = $1 LIMIT 20", one.id)}
+    kinds = {
+        row[0] for row in query.all("SELECT DISTINCT rel_type FROM relations WHERE target_id = $1 LIMIT 20", one.id)
+    }
     found: dict[str, Any] = {}
     if "m.replace" in kinds and one.event.state_key is None:
         # Spec: client-server-api/#validity-of-replacement-events: same sender, same type, not itself a replacement.
-        rows = query.all(_CHILDREN + "AND e.sender = $3 AND e.type = $4 AND e.state_key IS NULL", one.id, "m.replace", one.event.sender, one.event.type)
+        rows = query.all(
+            _CHILDREN + "AND e.sender = $3 AND e.type = $4 AND e.state_key IS NULL",
+            one.id,
+            "m.replace",
+            one.event.sender,
+            one.event.type,
+        )
         edits = [store.stored(row, version) for row in rows]
         if edits:
             edit = max(edits, key=lambda e: (e.event.origin_server_ts, e.id))
@@ -146,10 +156,14 @@ def bundles(query: Query, one: Stored, version: RoomVersion, user_id: str) -> di
             latest = store.stored(rows[0], version)
             count = "SELECT count(*) FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 AND r.rel_type = 'm.thread' "
             count += f"AND e.redacted_by IS NULL AND (e.marks & {store.HIDDEN}) = 0"
-            taking_part = one.event.sender == user_id or bool(query.value(count + " AND e.sender = $2", one.id, user_id))
+            taking_part = one.event.sender == user_id or bool(
+                query.value(count + " AND e.sender = $2", one.id, user_id)
+            )
             of_latest = bundles(query, latest, version, user_id)
             found["m.thread"] = {
-                "latest_event": finished(body(latest.event, latest.event.room_id), None, {"m.relations": of_latest} if of_latest else {}),
+                "latest_event": finished(
+                    body(latest.event, latest.event.room_id), None, {"m.relations": of_latest} if of_latest else {}
+                ),
                 "count": query.value(count, one.id),
                 "current_user_participated": taking_part,
             }

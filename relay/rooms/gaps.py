@@ -76,7 +76,9 @@ class Gaps:
 
         def find(query: Query) -> list[str]:
             return [
-                e for e in event_ids if not query.one("SELECT 1 FROM events WHERE event_id = $1 AND state_nid IS NOT NULL", e)
+                e
+                for e in event_ids
+                if not query.one("SELECT 1 FROM events WHERE event_id = $1 AND state_nid IS NOT NULL", e)
             ]
 
         return await self._db.read(find)
@@ -125,7 +127,9 @@ class Gaps:
         have: dict[str, Stored] = await self._db.read(store.by_ids, wanted, room.version)
         events = {e: one.event for e, one in have.items()} | {e: one.event for e, one in by_id.items()}
         create_id = room.entries[CREATE][0] if CREATE in room.entries else "$" + room.room_id[1:]
-        create = (await room.events([create_id])).get(create_id) or next((e for e in events.values() if e.type == "m.room.create"), None)
+        create = (await room.events([create_id])).get(create_id) or next(
+            (e for e in events.values() if e.type == "m.room.create"), None
+        )
         rejected = {e for e, one in have.items() if one.rejected}
         with self._db.write(chain=room.room_id) as tx:
             for event in in_order(one.event for one in by_id.values()):
@@ -149,15 +153,17 @@ class Gaps:
             for event_id in missing:
                 try:
                     pdus.append(await self._remote.event(origin, event_id))
-                except RemoteError as error:
-                    log.info("an event of the state is not to be had", event_id=event_id, server=origin, why=error.text)
+                except RemoteError:
+                    log.info("an event of the state is not to be had", event_id=event_id, server=origin)
             if pdus:
                 await self.keep_outliers(room, await self._intake.take(pdus, room.version, room.room_id))
 
         def entries(query: Query) -> StateMap:
             found: StateMap = {}
             for event_id in state_ids:
-                row = query.one("SELECT type, state_key, nid, marks, room_nid FROM events WHERE event_id = $1", event_id)
+                row = query.one(
+                    "SELECT type, state_key, nid, marks, room_nid FROM events WHERE event_id = $1", event_id
+                )
                 if row is not None and row[1] is not None and not row[3] & REJECTED and row[4] == room.nid:
                     found[(row[0], row[1])] = (event_id, row[2])
             return found
@@ -180,7 +186,9 @@ class Gaps:
     async def backfill(self, room: Room, limit: int) -> bool:
         """Asks for what lies before the latest gap. True where something came."""
         waiting = await self._db.read(
-            lambda query: query.all("SELECT event_id FROM gaps WHERE room_nid = $1 ORDER BY depth DESC LIMIT 10", room.nid)
+            lambda query: query.all(
+                "SELECT event_id FROM gaps WHERE room_nid = $1 ORDER BY depth DESC LIMIT 10", room.nid
+            )
         )
         missing = [row[0] for row in waiting]
         if not missing:
@@ -191,8 +199,8 @@ class Gaps:
                 taken = await self._intake.take(pdus[:MAX_BACKFILL], room.version, room.room_id, limits=False)
                 if await self._keep_history(server, room, taken):
                     return True
-            except RemoteError as error:
-                log.info("history is not to be had here", server=server, why=error.text)
+            except RemoteError:
+                log.info("history is not to be had here", server=server)
         return False
 
     async def _keep_history(self, server: str, room: Room, taken: Sequence[Taken]) -> int:
@@ -221,7 +229,9 @@ class Gaps:
             placed += 1
         return placed
 
-    async def _record_history(self, room: Room, one: Taken, before: StateMap, missing: Sequence[str], same: int | None) -> None:
+    async def _record_history(
+        self, room: Room, one: Taken, before: StateMap, missing: Sequence[str], same: int | None
+    ) -> None:
         """`same` is the state's number where the event leaves it as it was."""
         event = one.event
         cited = await self._db.read(store.by_ids, event.auth_events, room.version)
@@ -239,7 +249,9 @@ class Gaps:
         with self._db.write() as tx:
             state_after = same if same is not None else state.record(tx, room.nid, None, 0, after, [])[0]
             marks = one.marks | (0 if good else REJECTED) | HISTORY
-            placed = self._appender.history(tx, room, event, nid=number, state_after=state_after, marks=marks, redacts=one.redacts)
+            placed = self._appender.history(
+                tx, room, event, nid=number, state_after=state_after, marks=marks, redacts=one.redacts
+            )
             if redaction is not None and redactions.applies(redaction.event, event, levels):
                 redactions.take_back(tx, room, placed, redaction.id)
             tx.run("DELETE FROM gaps WHERE room_nid = $1 AND event_id = $2", room.nid, event.id)

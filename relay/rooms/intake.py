@@ -70,7 +70,9 @@ class Intake:
         kept = events.redacted(event)
         return Taken(kept, STUB if decision == "stub" else 0, redacts)
 
-    async def take(self, pdus: Iterable[Any], version: RoomVersion, room_id: str, *, limits: bool = True) -> list[Taken]:
+    async def take(
+        self, pdus: Iterable[Any], version: RoomVersion, room_id: str, *, limits: bool = True
+    ) -> list[Taken]:
         return await self.verified(self.parsed(pdus, version, room_id, limits=limits))
 
 

@@ -13,18 +13,18 @@ from relay.db import ChainBroken, Database
 from relay.doors import Doors
 from relay.errors import ApiError, Forbidden, NotFound
 from relay.ids import server_of
-from relay.protocol.event import Event
 from relay.protocol.seal import Seal
 from relay.rooms.afar import NOT_ENCRYPTED, Afar
 from relay.rooms.append import Appender
 from relay.rooms.create import UNENCRYPTED_TYPES, Profiles
-from relay.rooms.room import CREATE, JOIN_RULES, Room
 from relay.rooms.receive import Receiver
+from relay.rooms.room import CREATE, JOIN_RULES, Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.send import Sender
 from relay.rooms.store import LOCAL, Stored
 
 MAX_ALLOW_CONDITIONS = 50
+
 
 class Members:
     def __init__(
@@ -57,7 +57,9 @@ class Members:
 
     # --- join
 
-    async def join(self, user_id: str, room_id: str, *, via: Sequence[str] = (), content: Mapping[str, Any] | None = None) -> None:
+    async def join(
+        self, user_id: str, room_id: str, *, via: Sequence[str] = (), content: Mapping[str, Any] | None = None
+    ) -> None:
         room = await self._rooms.get(room_id)
         if room is not None and room.members.get(user_id) == "join" and room.local_joined:
             return
@@ -72,17 +74,29 @@ class Members:
                 await self._change(room_id, sender=user_id, target=user_id, content=member)
                 return
             via = [*via, server_of(authoriser)]
-        await self._afar.join(user_id, room_id, await self._servers_for(room_id, user_id, via, room), member, self._may_be_joined)
+        await self._afar.join(
+            user_id, room_id, await self._servers_for(room_id, user_id, via, room), member, self._may_be_joined
+        )
 
     async def _servers_for(self, room_id: str, user_id: str, via: Sequence[str], room: Room | None) -> list[str]:
-        servers = list(dict.fromkeys([*via, *await self._afar.inviters(room_id, user_id), *([server_of(room_id)] if server_of(room_id) else [])]))
+        servers = list(
+            dict.fromkeys(
+                [
+                    *via,
+                    *await self._afar.inviters(room_id, user_id),
+                    *([server_of(room_id)] if server_of(room_id) else []),
+                ]
+            )
+        )
         if room is not None:
             servers += [s for s in room.servers if s not in servers]
         return [s for s in servers if s != self._server_name]
 
     async def _require_encrypted(self, room: Room) -> None:
         create = await room.event(*CREATE)
-        if not self._may_be_joined(room.room_id, room.encrypted, create.content.get("type") if create is not None else None):
+        if not self._may_be_joined(
+            room.room_id, room.encrypted, create.content.get("type") if create is not None else None
+        ):
             raise Forbidden(NOT_ENCRYPTED)
 
     def _may_be_joined(self, room_id: str, encrypted: bool, room_type: object) -> bool:
@@ -96,7 +110,9 @@ class Members:
         if rule not in ("restricted", "knock_restricted") or room.members.get(user_id) in ("join", "invite"):
             return None
         if not await self.allowed_by(room, user_id):
-            raise Forbidden("You can't join this room: it is open to members of certain other rooms, and you are in none of them.")
+            raise Forbidden(
+                "You can't join this room: it is open to members of certain other rooms, and you are in none of them."
+            )
         return await self.who_may_vouch(room)
 
     async def allowed_by(self, room: Room, user_id: str) -> bool:
@@ -160,7 +176,9 @@ class Members:
             await self._change(room_id, sender=sender, target=target, content=member)
             return
         async with room.lock:
-            event = await self._sender.judged(room, sender=sender, type="m.room.member", content=member, state_key=target)
+            event = await self._sender.judged(
+                room, sender=sender, type="m.room.member", content=member, state_key=target
+            )
         signed = await self._afar.invite(room, event)
         # The room may have moved on while the other server answered: then this is one event beside others.
         await self._receiver.admit(signed, origin=self._server_name, marks=LOCAL)
@@ -210,7 +228,9 @@ class Members:
                 continue
             kept = {k: v for k, v in mine.content.items() if k not in ("displayname", "avatar_url")}
             try:
-                await self._sender.send(room_id, sender=user_id, type="m.room.member", content={**kept, **profile}, state_key=user_id)
+                await self._sender.send(
+                    room_id, sender=user_id, type="m.room.member", content={**kept, **profile}, state_key=user_id
+                )
             except ApiError:
                 continue
 
@@ -224,7 +244,9 @@ class Members:
             async with room.lock:
                 if room.dropped:
                     continue
-                event = await self._sender.judged(room, sender=sender, type="m.room.member", content=content, state_key=target)
+                event = await self._sender.judged(
+                    room, sender=sender, type="m.room.member", content=content, state_key=target
+                )
                 with self._db.write(chain=room_id) as tx:
                     one = self._appender.append(tx, room, event, marks=LOCAL)
             try:

@@ -32,7 +32,9 @@ MAX_TRIES = 3
 
 
 class Receiver:
-    def __init__(self, db: Database, rooms: Rooms, appender: Appender, intake: Intake, gaps: Gaps, doors: Doors) -> None:
+    def __init__(
+        self, db: Database, rooms: Rooms, appender: Appender, intake: Intake, gaps: Gaps, doors: Doors
+    ) -> None:
         self._db = db
         self._rooms = rooms
         self._appender = appender
@@ -66,7 +68,7 @@ class Receiver:
                 verdict = await self.place(origin, room_id, one)
                 results[one.event.id] = verdict.reason or None if verdict.outcome == "rejected" else None
             except RemoteError as error:
-                log.info("an event has to wait for what it builds on", event_id=one.event.id, server=error.server, why=error.text)
+                log.info("an event has to wait for what it builds on", event_id=one.event.id, server=error.server)
                 results[one.event.id] = "What this event builds on could not be fetched."
         return results
 
@@ -110,7 +112,8 @@ class Receiver:
     def _continues(self, room: Room, event: Event) -> bool:
         """Whether it builds on the room's latest events alone, so that nothing can be missing."""
         return set(event.prev_events) == set(room.extremities) and all(
-            room.kept(e) is not None or any(e == entry[0] for entry in self._auth_entries(room, event)) for e in event.auth_events
+            room.kept(e) is not None or any(e == entry[0] for entry in self._auth_entries(room, event))
+            for e in event.auth_events
         )
 
     def _auth_entries(self, room: Room, event: Event) -> list[tuple[str, int]]:
@@ -125,13 +128,16 @@ class Receiver:
                 event_id
                 for event_id in event_ids
                 if query.one(
-                    f"SELECT 1 FROM events WHERE event_id = $1 AND (pos IS NOT NULL OR (marks & {REJECTED | SOFT_FAILED}) != 0)", event_id
+                    f"SELECT 1 FROM events WHERE event_id = $1 AND (pos IS NOT NULL OR (marks & {REJECTED | SOFT_FAILED}) != 0)",
+                    event_id,
                 )
             }
 
         return await self._db.read(find)
 
-    async def _judge_and_record(self, origin: str, room: Room, taken: Taken, given: StateMap | None) -> tuple[Verdict, Tx | None]:
+    async def _judge_and_record(
+        self, origin: str, room: Room, taken: Taken, given: StateMap | None
+    ) -> tuple[Verdict, Tx | None]:
         """Under the room's lock. `given` is the state before the event where we can't work it out."""
         event = taken.event
         straight = given is None and set(event.prev_events) == set(room.extremities)
@@ -143,20 +149,28 @@ class Receiver:
             before = room.entries
         else:
             before = await self._state_before(room, event)
-        cited = await self._db.read(store.by_ids, event.auth_events, room.version) if not self._all_kept(room, event) else {}
-        auth_events = [room.kept(e) or cited[e].event for e in event.auth_events if room.kept(e) is not None or e in cited]
+        cited = (
+            await self._db.read(store.by_ids, event.auth_events, room.version)
+            if not self._all_kept(room, event)
+            else {}
+        )
+        auth_events = [
+            room.kept(e) or cited[e].event for e in event.auth_events if room.kept(e) is not None or e in cited
+        ]
         rejected = {e for e, one in cited.items() if one.rejected}
         keys = [CREATE, *auth_keys(event.type, event.sender, event.state_key, event.content, room.version)]
         state_before = await self._events_of(room, before, keys)
         current = state_before if straight else await room.state_events(keys)
-        verdict = judge(event, auth_events, rejected, state_before, current, current.get(CREATE) or state_before.get(CREATE))
+        verdict = judge(
+            event, auth_events, rejected, state_before, current, current.get(CREATE) or state_before.get(CREATE)
+        )
         if verdict.outcome == "accepted":
             try:
                 await self._doors.receive(origin, event)
             except ApiError as no:
                 verdict = Verdict("soft_failed", "door", no.text)
         if verdict.outcome != "accepted":
-            log.info("refused an event", event_id=event.id, outcome=verdict.outcome, rule=verdict.rule, why=verdict.reason)
+            log.info("refused an event", event_id=event.id, outcome=verdict.outcome, rule=verdict.rule)
         target = await redactions.target_of(self._db, room, taken.redacts) if event.type == "m.room.redaction" else None
         early = await redactions.early(self._db, event.id) if not straight else []
         levels = await room.levels()
@@ -172,14 +186,18 @@ class Receiver:
     def _all_kept(self, room: Room, event: Event) -> bool:
         return all(room.kept(e) is not None for e in event.auth_events)
 
-    async def _events_of(self, room: Room, entries: Mapping[Key, tuple[str, int]], keys: Sequence[Key]) -> dict[Key, Event]:
+    async def _events_of(
+        self, room: Room, entries: Mapping[Key, tuple[str, int]], keys: Sequence[Key]
+    ) -> dict[Key, Event]:
         wanted = {key: entries[key][0] for key in keys if key in entries}
         found = await room.events(wanted.values())
         return {key: found[event_id] for key, event_id in wanted.items() if event_id in found}
 
     async def _nid(self, event_id: str) -> int | None:
         """The number it has where it is an outlier already."""
-        nid: int | None = await self._db.read(lambda query: query.value("SELECT nid FROM events WHERE event_id = $1", event_id))
+        nid: int | None = await self._db.read(
+            lambda query: query.value("SELECT nid FROM events WHERE event_id = $1", event_id)
+        )
         return nid
 
     async def _state_before(self, room: Room, event: Event) -> StateMap:
@@ -218,9 +236,13 @@ class Receiver:
             # A whole state of its own: forks are rare, and its neighbours may be far away.
             state_after, _ = state.record(tx, room.nid, None, 0, after, [])
             if verdict.outcome == "rejected":
-                self._appender.set_aside(tx, room, event, nid=number, state_after=state_after, marks=taken.marks | REJECTED)
+                self._appender.set_aside(
+                    tx, room, event, nid=number, state_after=state_after, marks=taken.marks | REJECTED
+                )
             elif verdict.outcome == "soft_failed":
-                self._appender.set_aside(tx, room, event, nid=number, state_after=state_after, marks=taken.marks | SOFT_FAILED)
+                self._appender.set_aside(
+                    tx, room, event, nid=number, state_after=state_after, marks=taken.marks | SOFT_FAILED
+                )
             else:
                 replaces = before.get(event.key, (None,))[0] if event.key is not None else None
                 one = self._appender.append_forked(

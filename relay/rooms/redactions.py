@@ -67,7 +67,9 @@ def take_back(tx: Tx, room: Room, target: Stored, redaction_id: str) -> None:
 
 async def early(db: Database, event_id: str) -> list[str]:
     """Redactions that came before their event."""
-    rows = await db.read(lambda query: query.all("SELECT event_id FROM early_redactions WHERE target_id = $1", event_id))
+    rows = await db.read(
+        lambda query: query.all("SELECT event_id FROM early_redactions WHERE target_id = $1", event_id)
+    )
     return [row[0] for row in rows]
 
 

@@ -147,7 +147,12 @@ def _related(
     """A page of what relates to an event, and where the next begins. Raises NotFound where she may not see that event."""
     room = view.room
     target = store.by_ids(query, [target_id], room.version).get(target_id)
-    if target is None or target.room_nid != room.nid or not target.shown or target_id not in _seen(query, view, [target]):
+    if (
+        target is None
+        or target.room_nid != room.nid
+        or not target.shown
+        or target_id not in _seen(query, view, [target])
+    ):
         raise NotFound("There is no such event in this room, or you may not see it.")
     low, high = HistoryToken(-1, -1), HistoryToken(2**62, 2**62)
     if start is not None:

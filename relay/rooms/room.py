@@ -60,7 +60,9 @@ class _CurrentIds(Mapping[Key, str]):
 
 
 class Room:
-    def __init__(self, db: Database, server_name: str, nid: int, room_id: str, version: RoomVersion, published: bool = False) -> None:
+    def __init__(
+        self, db: Database, server_name: str, nid: int, room_id: str, version: RoomVersion, published: bool = False
+    ) -> None:
         self._db = db
         self._server_name = server_name
         self.nid = nid
@@ -221,7 +223,9 @@ class Room:
         entries = state.load(query, self.state_nid)
         self.steps = int(query.value("SELECT steps FROM states WHERE nid = $1", self.state_nid))
         self.state_pos = int(query.value("SELECT max(pos) FROM current_states WHERE room_nid = $1", self.nid) or 0)
-        members: dict[str, str] = dict(query.all("SELECT user_id, membership FROM memberships WHERE room_nid = $1", self.nid))
+        members: dict[str, str] = dict(
+            query.all("SELECT user_id, membership FROM memberships WHERE room_nid = $1", self.nid)
+        )
         in_state = {key[1] for key in entries if key[0] == "m.room.member"}
         acl = None
         if SERVER_ACL in entries:

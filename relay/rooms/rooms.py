@@ -73,7 +73,9 @@ class Rooms:
     def joined(self, user_id: str) -> frozenset[str]:
         known = self._joined.get(user_id)
         if known is None:
-            known = self._joined[user_id] = frozenset(r for r, m in self.memberships(user_id).items() if m.membership == "join")
+            known = self._joined[user_id] = frozenset(
+                r for r, m in self.memberships(user_id).items() if m.membership == "join"
+            )
         return known
 
     def membership(self, room_id: str, user_id: str) -> str | None:
@@ -204,7 +206,10 @@ class Rooms:
 
     async def event(self, event_id: str) -> Stored | None:
         def find(query: Query) -> Stored | None:
-            row = query.one(f"SELECT {COLUMNS}, r.version FROM events e JOIN rooms r ON r.nid = e.room_nid WHERE e.event_id = $1", event_id)
+            row = query.one(
+                f"SELECT {COLUMNS}, r.version FROM events e JOIN rooms r ON r.nid = e.room_nid WHERE e.event_id = $1",
+                event_id,
+            )
             return stored(row, VERSIONS[row[store.WIDTH]]) if row is not None else None
 
         return await self.db.read(find)
@@ -225,7 +230,9 @@ class Rooms:
         version = query.value("SELECT version FROM rooms WHERE nid = $1", room_nid)
         return store.latest(query, room_nid, VERSIONS[version], after_pos, upto_pos, limit) if version else []
 
-    def membership_changes(self, query: Query, room_ids: Iterable[str], since: int, upto: int) -> list[tuple[str, str, str | None, str, int]]:
+    def membership_changes(
+        self, query: Query, room_ids: Iterable[str], since: int, upto: int
+    ) -> list[tuple[str, str, str | None, str, int]]:
         """(room, user, membership before, after, pos) of everybody in these rooms in (since, upto], in order."""
         found = []
         for room_id in room_ids:

@@ -173,14 +173,18 @@ class RoomsPart(Part):
         self._audit_stripped(query, counts, findings)
         if self._clear_rooms:
             known = [row[0] for row in query.all("SELECT room_id FROM rooms")]
-            counts["rooms: in the clear by privacy.clear_rooms"] = sum(1 for room_id in known if room_id in self._clear_rooms)
+            counts["rooms: in the clear by privacy.clear_rooms"] = sum(
+                1 for room_id in known if room_id in self._clear_rooms
+            )
         return counts, findings
 
     def _audit_events(self, query: Query, counts: dict[str, int], findings: list[Finding]) -> None:
         last = 0
         while True:
             rows = query.all(
-                "SELECT nid, event_id, type, state_key, json FROM events WHERE nid > $1 ORDER BY nid LIMIT $2", last, AUDITED_AT_ONCE
+                "SELECT nid, event_id, type, state_key, json FROM events WHERE nid > $1 ORDER BY nid LIMIT $2",
+                last,
+                AUDITED_AT_ONCE,
             )
             for last, event_id, event_type, state_key, raw in rows:  # noqa: B007
                 content = orjson.loads(bytes(raw)).get("content")
@@ -194,12 +198,23 @@ class RoomsPart(Part):
                 return
 
     def _audit_stripped(self, query: Query, counts: dict[str, int], findings: list[Finding]) -> None:
-        rows = query.all("SELECT r.room_id, m.stripped FROM memberships m JOIN rooms r ON r.nid = m.room_nid WHERE m.stripped IS NOT NULL")
+        rows = query.all(
+            "SELECT r.room_id, m.stripped FROM memberships m JOIN rooms r ON r.nid = m.room_nid WHERE m.stripped IS NOT NULL"
+        )
         for room_id, raw in rows:
             for one in orjson.loads(bytes(raw)):
-                rule = self._seal.rule(str(one.get("type")), one.get("state_key"), one.get("content")) if isinstance(one, dict) else None
+                rule = (
+                    self._seal.rule(str(one.get("type")), one.get("state_key"), one.get("content"))
+                    if isinstance(one, dict)
+                    else None
+                )
                 if rule is None:
-                    _find(findings, "memberships", room_id, "readable content in what an invited person was told of a room")
+                    _find(
+                        findings,
+                        "memberships",
+                        room_id,
+                        "readable content in what an invited person was told of a room",
+                    )
                 else:
                     _count(counts, f"memberships: an invite's {rule}", 1)
 

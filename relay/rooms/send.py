@@ -131,7 +131,9 @@ class Sender:
                     same = await self._unchanged(room, sender, type, state_key, content)
                     if same is not None:
                         return same
-                event = await self.judged(room, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts)
+                event = await self.judged(
+                    room, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts
+                )
                 target, levels = None, None
                 if type == "m.room.redaction":
                     target = await redactions.target_of(self._db, room, event.redacts)
@@ -164,7 +166,9 @@ class Sender:
                 return known
         raise ApiError("The room is busy repairing itself. Try again.", status=503)
 
-    async def _unchanged(self, room: Room, sender: str, type: str, state_key: str, content: dict[str, Any]) -> Stored | None:
+    async def _unchanged(
+        self, room: Room, sender: str, type: str, state_key: str, content: dict[str, Any]
+    ) -> Stored | None:
         before = await room.event(type, state_key)
         if before is None or before.sender != sender or before.content != content:
             return None
@@ -174,9 +178,9 @@ class Sender:
         if target is None:
             if levels.user(event.sender) < levels.redact:
                 raise NotAllowed("redaction", "the event to take back is not known here")
-        elif not redactions.applies(event, target.event, levels):
-            raise Forbidden("You can take back only your own messages here. A moderator can take back others'.")
-        elif target.event.sender != event.sender and levels.user(event.sender) < levels.redact:
+        elif not redactions.applies(event, target.event, levels) or (
+            target.event.sender != event.sender and levels.user(event.sender) < levels.redact
+        ):
             raise Forbidden("You can take back only your own messages here. A moderator can take back others'.")
 
     async def sent_before(self, sent_by: tuple[str, str, str] | None, endpoint: str) -> Stored | None:

@@ -70,19 +70,35 @@ def lookup(query: Query, room_nid: int, state_nids: Iterable[int], keys: Sequenc
 def current_at(query: Query, room_nid: int, pos: int) -> int | None:
     """Which state was a room's current one after everything up to `pos`; None before its first."""
     nid: int | None = query.value(
-        "SELECT state_nid FROM current_states WHERE room_nid = $1 AND pos <= $2 ORDER BY pos DESC LIMIT 1", room_nid, pos
+        "SELECT state_nid FROM current_states WHERE room_nid = $1 AND pos <= $2 ORDER BY pos DESC LIMIT 1",
+        room_nid,
+        pos,
     )
     return nid
 
 
-def record(tx: Tx, room_nid: int, before_nid: int | None, steps: int, state: Mapping[Key, tuple[str, int]], changed: Sequence[int]) -> tuple[int, int]:
+def record(
+    tx: Tx,
+    room_nid: int,
+    before_nid: int | None,
+    steps: int,
+    state: Mapping[Key, tuple[str, int]],
+    changed: Sequence[int],
+) -> tuple[int, int]:
     """Writes the state that follows `before_nid` by `changed`; `state` is the whole of it. Returns (its nid, its steps)."""
     nid = tx.pos()
     if before_nid is None or steps + 1 >= MAX_STEPS:
         delta, prev, steps = store.pack([n for _, n in state.values()]), None, 0
     else:
         delta, prev, steps = store.pack(changed), before_nid, steps + 1
-    tx.run("INSERT INTO states (nid, room_nid, prev_nid, steps, delta) VALUES ($1, $2, $3, $4, $5)", nid, room_nid, prev, steps, delta)
+    tx.run(
+        "INSERT INTO states (nid, room_nid, prev_nid, steps, delta) VALUES ($1, $2, $3, $4, $5)",
+        nid,
+        room_nid,
+        prev,
+        steps,
+        delta,
+    )
     return nid, steps
 
 

@@ -11,10 +11,11 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from relay.db import Query, Row, Schema, Table
+from relay.db import Query, Row
 from relay.protocol import event as events
 from relay.protocol.event import Event
 from relay.protocol.versions import RoomVersion
+from relay.tables import Schema, Table
 
 # Marks of an event row.
 REJECTED = 1
@@ -61,7 +62,10 @@ SCHEMA = Schema(
                 "redacted_by": ("the redaction that took it back", _EVENT),
                 "replaces": ("the state event that it replaced", _EVENT),
                 "redacts": ("what a redaction takes back, where its kept form does not say so", _EVENT),
-                "json": ("the event: ciphertext and routing state", "ciphertext that was redacted: privacy.redacted_grace; " + _EVENT),
+                "json": (
+                    "the event: ciphertext and routing state",
+                    "ciphertext that was redacted: privacy.redacted_grace; " + _EVENT,
+                ),
             },
         ),
         Table(
@@ -110,10 +114,16 @@ SCHEMA = Schema(
                 "membership": ("join, invite, knock, leave or ban", "until the room is forgotten"),
                 "event_id": ("the member event", "until the room is forgotten"),
                 "pos": ("when it became so", "until the room is forgotten"),
-                "since_pos": ("when this membership began, whatever profile changes came after", "until the room is forgotten"),
+                "since_pos": (
+                    "when this membership began, whatever profile changes came after",
+                    "until the room is forgotten",
+                ),
                 "local": ("whether the account is ours", "until the room is forgotten"),
                 "forgotten": ("whether the person forgot the room", "until the room is forgotten"),
-                "stripped": ("what an invited or knocking person may know of the room", "until the invite or knock is answered"),
+                "stripped": (
+                    "what an invited or knocking person may know of the room",
+                    "until the invite or knock is answered",
+                ),
             },
         ),
         Table(
@@ -307,7 +317,9 @@ def after(query: Query, room_nid: int, version: RoomVersion, after_pos: int, upt
     return [stored(row, version) for row in rows]
 
 
-def latest(query: Query, room_nid: int, version: RoomVersion, after_pos: int, upto_pos: int, limit: int) -> list[Stored]:
+def latest(
+    query: Query, room_nid: int, version: RoomVersion, after_pos: int, upto_pos: int, limit: int
+) -> list[Stored]:
     """The same, but the newest `limit` of them, oldest first."""
     rows = query.all(
         f"SELECT {COLUMNS} FROM events e WHERE room_nid = $1 AND pos > $2 AND pos <= $3 AND (marks & {HIDDEN | HISTORY}) = 0 "
@@ -320,7 +332,9 @@ def latest(query: Query, room_nid: int, version: RoomVersion, after_pos: int, up
     return [stored(row, version) for row in reversed(rows)]
 
 
-def auth_chain(query: Query, event_ids: Iterable[str], version: RoomVersion, known: dict[str, Stored]) -> dict[str, Stored]:
+def auth_chain(
+    query: Query, event_ids: Iterable[str], version: RoomVersion, known: dict[str, Stored]
+) -> dict[str, Stored]:
     """These events and everything they cite as auth events, as far as we have it; `known` is filled on the way."""
     found: dict[str, Stored] = {}
     waiting = list(event_ids)

@@ -218,7 +218,9 @@ class Timeline(Part):
         if wanted.lazy_load_members and page.shown:
             senders = {one.event.sender for one in page.shown}
             keys = [("m.room.member", sender) for sender in sorted(senders)]
-            answer["state"] = await self._state_at(view.room, max(page.shown, key=_order), lambda key: key in keys, keys)
+            answer["state"] = await self._state_at(
+                view.room, max(page.shown, key=_order), lambda key: key in keys, keys
+            )
         return answer
 
     def _first(self, view: View, direction: Direction) -> HistoryToken:
@@ -291,7 +293,9 @@ class Timeline(Part):
         if one is not None and one.room_nid == view.room.nid and one.shown:
             if one.pos is None:
                 # Known only as a part of the state: whoever may read the state may read it.
-                current = (await self._viewing.state_for(view)).get(one.event.key) if one.event.key is not None else None
+                current = (
+                    (await self._viewing.state_for(view)).get(one.event.key) if one.event.key is not None else None
+                )
                 if current is not None and current[0] == one.id:
                     return one, "join" if view.joined else "leave"
             elif view.sees_all([one]):
@@ -346,7 +350,9 @@ def _some_state(
 
 def _meets_gap(query: Query, room_nid: int, lowest: int, highest: int) -> bool:
     """Whether an event in this range of depths cites one that we lack."""
-    row = query.one("SELECT 1 FROM gaps WHERE room_nid = $1 AND depth >= $2 AND depth <= $3 LIMIT 1", room_nid, lowest, highest)
+    row = query.one(
+        "SELECT 1 FROM gaps WHERE room_nid = $1 AND depth >= $2 AND depth <= $3 LIMIT 1", room_nid, lowest, highest
+    )
     return row is not None
 
 
@@ -380,7 +386,9 @@ def _page(
         ask = limit - len(page.shown) + 1 if wanted.is_everything and not related else MAX_LIMIT + 1
         found = stretch(query, view, here, direction, ask, end)
         more = len(found) == ask
-        fitting = [one for one in found if _fits(wanted, one, room_id) and (not related or _answered(query, one, wanted))]
+        fitting = [
+            one for one in found if _fits(wanted, one, room_id) and (not related or _answered(query, one, wanted))
+        ]
         seen = _seen(query, view, fitting)
         shown = [one for one in fitting if one.id in seen][: limit - len(page.shown)]
         page.shown += shown

@@ -53,7 +53,9 @@ class View:
     def sees_all(self, events: Iterable[Stored]) -> bool:
         """Whether all of it came while she was in the room. False where that has to be looked up."""
         since = self.since_pos
-        return self.joined and all(one.pos is not None and one.pos >= since and not one.marks & HISTORY for one in events)
+        return self.joined and all(
+            one.pos is not None and one.pos >= since and not one.marks & HISTORY for one in events
+        )
 
 
 def judged(query: Query, view: View, events: Sequence[Stored]) -> dict[str, str]:
@@ -132,7 +134,9 @@ class Viewing:
 
         def left(query: Query) -> tuple[int | None, int]:
             pos = query.value(
-                "SELECT max(pos) FROM membership_log WHERE room_nid = $1 AND user_id = $2 AND before = 'join'", room.nid, user_id
+                "SELECT max(pos) FROM membership_log WHERE room_nid = $1 AND user_id = $2 AND before = 'join'",
+                room.nid,
+                user_id,
             )
             if pos is None:
                 return None, 0

@@ -42,7 +42,9 @@ class Once:
         # Written once and never changed; the oldest go where there are too many.
         self._known: dict[_Key, str | asyncio.Future[None]] = {}
 
-    async def send(self, who: Caller, txn_id: str, endpoint: str, make: Callable[..., Awaitable[Stored]], **what: Any) -> str:
+    async def send(
+        self, who: Caller, txn_id: str, endpoint: str, make: Callable[..., Awaitable[Stored]], **what: Any
+    ) -> str:
         """The event ID. `make` is asked only where nothing was sent under this transaction ID before."""
         if len(txn_id) > MAX_TRANSACTION_ID:
             raise InvalidParam(f"A transaction ID has at most {MAX_TRANSACTION_ID} characters.")

@@ -47,7 +47,9 @@ class Gathered:
 
 
 class Gather:
-    def __init__(self, rooms: Rooms, bell: Bell, sync_rooms: SyncRooms, parts: Sequence[Part], ignored_by: IgnoredBy) -> None:
+    def __init__(
+        self, rooms: Rooms, bell: Bell, sync_rooms: SyncRooms, parts: Sequence[Part], ignored_by: IgnoredBy
+    ) -> None:
         self._rooms = rooms
         self._bell = bell
         self._sync_rooms = sync_rooms
@@ -94,7 +96,12 @@ class Gather:
             await self._room(gathered, ask, room_id, membership, filter, full_state, state_after, ignored)
         for room_id in share.rooms:
             if room_id not in gathered.joined and room_id in joined:
-                self._finish(gathered, room_id, b'"timeline":{"events":[],"limited":false,"prev_batch":""},"state":{"events":[]}', None)
+                self._finish(
+                    gathered,
+                    room_id,
+                    b'"timeline":{"events":[],"limited":false,"prev_batch":""},"state":{"events":[]}',
+                    None,
+                )
         return gathered
 
     async def _room(
@@ -117,7 +124,11 @@ class Gather:
                 await self._stripped(gathered, room_id, ask.user_id, mine)
             return
         gone = mine.membership in ("leave", "ban")
-        if gone and (mine.forgotten or not (new or filter.room.include_leave) or (ask.since is None and not filter.room.include_leave)):
+        if gone and (
+            mine.forgotten
+            or not (new or filter.room.include_leave)
+            or (ask.since is None and not filter.room.include_leave)
+        ):
             return
         room = await self._rooms.get(room_id)
         if room is None:
@@ -181,6 +192,8 @@ def _apply_filter(share: SyncShare, filter: Filter) -> None:
         share.presence = [e for e in share.presence if filter.presence.allows("m.presence", e.get("sender", ""))]
     for room_id, room in share.rooms.items():
         if not filter.room.account_data.is_everything:
-            room.account_data = [e for e in room.account_data if filter.room.account_data.allows(e["type"], "", room_id)]
+            room.account_data = [
+                e for e in room.account_data if filter.room.account_data.allows(e["type"], "", room_id)
+            ]
         if not filter.room.ephemeral.is_everything:
             room.ephemeral = [e for e in room.ephemeral if filter.room.ephemeral.allows(e["type"], "", room_id)]

@@ -82,7 +82,15 @@ class SyncRooms:
         )
         if not shareable:
             return await self._compose(ask, shown, limited, lazy)
-        key = (ask.room.room_id, ask.since, ask.upto, ask.filter, ask.full_state, ask.state_after, shown[-1].nid if shown else 0)
+        key = (
+            ask.room.room_id,
+            ask.since,
+            ask.upto,
+            ask.filter,
+            ask.full_state,
+            ask.state_after,
+            shown[-1].nid if shown else 0,
+        )
         part = self._shared.get(key)
         if part is None:
             part = await self._compose(ask, shown, limited, lazy)
@@ -122,7 +130,7 @@ class SyncRooms:
 
     async def _may_see(self, ask: RoomAsk, shown: list[Stored]) -> tuple[list[Stored], dict[str, str]]:
         """What this person may see of it, and her membership at each event."""
-        if not shown or (shown[0].pos or 0) >= ask.mine.since_pos and ask.mine.membership == "join":
+        if not shown or ((shown[0].pos or 0) >= ask.mine.since_pos and ask.mine.membership == "join"):
             return shown, dict.fromkeys((one.id for one in shown), "join")
         return await self._viewing.visible_with_memberships(ask.room, shown, ask.user_id)
 
@@ -148,13 +156,17 @@ class SyncRooms:
 
     # --- state
 
-    async def _state(self, ask: RoomAsk, shown: Sequence[Stored], first: Stored | None, lazy: bool) -> tuple[list[Any], bool]:
+    async def _state(
+        self, ask: RoomAsk, shown: Sequence[Stored], first: Stored | None, lazy: bool
+    ) -> tuple[list[Any], bool]:
         room = ask.room
         upto = min(ask.upto, ask.mine.pos) if ask.upto_leave else ask.upto
         end = upto if ask.state_after or first is None else (first.pos or 1) - 1
         whole = ask.full_state or ask.since == 0
         ids = await self._state_ids(room, 0 if whole else ask.since, end)
-        members_changed = any(key[0] == "m.room.member" for key in ids) or any(one.event.type == "m.room.member" for one in shown)
+        members_changed = any(key[0] == "m.room.member" for key in ids) or any(
+            one.event.type == "m.room.member" for one in shown
+        )
         if lazy:
             ids = await self._lazy(ask, ids, shown, end, whole)
         wanted = ask.filter.room.state
@@ -184,7 +196,9 @@ class SyncRooms:
         nid = await self._db.read(state.current_at, room.nid, pos)
         return await self._rooms.states.get(nid) if nid is not None else {}
 
-    async def _lazy(self, ask: RoomAsk, ids: dict[Key, str], shown: Sequence[Stored], end: int, whole: bool) -> dict[Key, str]:
+    async def _lazy(
+        self, ask: RoomAsk, ids: dict[Key, str], shown: Sequence[Stored], end: int, whole: bool
+    ) -> dict[Key, str]:
         """Spec: client-server-api/#lazy-loading-room-members: members only where the timeline speaks of them."""
         device = (ask.user_id, ask.device_id)
         given = self._given.setdefault(device, {})
@@ -198,7 +212,11 @@ class SyncRooms:
         if whole:
             senders.add(ask.user_id)
             senders.update(await self.heroes(ask.room, ask.user_id))
-        kept = {key: event_id for key, event_id in ids.items() if key[0] != "m.room.member" or key[1] in senders or not whole}
+        kept = {
+            key: event_id
+            for key, event_id in ids.items()
+            if key[0] != "m.room.member" or key[1] in senders or not whole
+        }
         missing = [("m.room.member", u) for u in senders if ("m.room.member", u) not in kept and u not in known]
         if missing:
             at_end = await self._state_at(ask.room, end)
@@ -210,19 +228,28 @@ class SyncRooms:
         """Whose names stand for a room that has none. Spec: the summary of /sync."""
         if await room.text("m.room.name", "name") or await room.text("m.room.canonical_alias", "alias"):
             return []
-        present = sorted(u for u, m in room.members.items() if m in ("join", "invite") and u != user_id) if len(room.members) < 1000 else []
+        present = (
+            sorted(u for u, m in room.members.items() if m in ("join", "invite") and u != user_id)
+            if len(room.members) < 1000
+            else []
+        )
         return (present or sorted(u for u in list(room.members)[:100] if u != user_id))[:MAX_HEROES]
 
     async def summary(self, room: Room, user_id: str) -> dict[str, Any]:
-        counts = {"m.joined_member_count": room.joined_count, "m.invited_member_count": sum(1 for m in room.members.values() if m == "invite")}
+        counts = {
+            "m.joined_member_count": room.joined_count,
+            "m.invited_member_count": sum(1 for m in room.members.values() if m == "invite"),
+        }
         heroes = await self.heroes(room, user_id)
         return {"m.heroes": heroes, **counts} if heroes else counts
 
     async def stripped(self, room: Room, user_id: str) -> list[Any]:
         """What an invited or knocking person may know of the room. Spec: client-server-api/#stripped-state"""
-        if not room.known or not room.local_joined and not room.entries:
+        if not room.known or (not room.local_joined and not room.entries):
             raw = await self._db.read(
-                lambda query: query.value("SELECT stripped FROM memberships WHERE room_nid = $1 AND user_id = $2", room.nid, user_id)
+                lambda query: query.value(
+                    "SELECT stripped FROM memberships WHERE room_nid = $1 AND user_id = $2", room.nid, user_id
+                )
             )
             mine = self._rooms.memberships(user_id).get(room.room_id)
             found = orjson.loads(bytes(raw)) if raw else []

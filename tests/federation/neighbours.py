@@ -35,7 +35,7 @@ from federation.outward import Outward, tls_context
 from federation.xmatrix import XMatrix
 from relay.bell import Bell
 from relay.clock import SECOND, SystemClock
-from relay.db import Database, Query, Schema, Table
+from relay.db import Database, Query
 from relay.departures import Departures
 from relay.doors import OpenDoors
 from relay.limits import Limits
@@ -43,6 +43,7 @@ from relay.protocol import event as events
 from relay.protocol.event import Event
 from relay.protocol.signing import SigningKey
 from relay.protocol.versions import VERSIONS
+from relay.tables import Schema, Table
 from relay.web import Caller, Request, Route, Web
 
 V11 = VERSIONS["11"]

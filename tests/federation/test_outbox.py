@@ -72,7 +72,7 @@ async def test_a_server_that_goes_away_and_comes_back_with_restarts_in_between(t
         await one.start()
         one.send_out()
         await one.ledger.says(ROOM, "after a restart")
-        assert one.backoff.wait_left(two.name) > 0, "the wait outlives a restart"
+        await until(lambda: one.backoff.wait_left(two.name) > 0, "the wait outlives a restart")
 
         await one.crash()
         await one.start()

@@ -171,7 +171,7 @@ async def test_whoever_left_sees_what_was_until_then_and_no_more(ground: Ground)
     await bob.does("POST", f"{V3}/rooms/{room}/forget")
     status, answer = await bob.asks("GET", f"{V3}/rooms/{room}/messages", dir="b")
     assert (status, answer["errcode"]) == (403, "M_FORBIDDEN"), "a forgotten room is closed"
-    for path in (f"messages?dir=b", "state", "members", f"context/{late}", f"event/{late}"):
+    for path in ("messages?dir=b", "state", "members", f"context/{late}", f"event/{late}"):
         status, answer = await eve.asks("GET", f"{V3}/rooms/{room}/{path}")
         assert (status, answer["errcode"]) == (403, "M_FORBIDDEN"), f"a stranger gets nothing of {path}"
     await bob.joins(room)
