@@ -25,7 +25,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from relay.bell import Bell
 from relay.errors import StorageFull
-from relay.tables import Schema
+from relay.tables import OWN, Schema
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -236,11 +236,8 @@ class Database:
             self.path.touch(mode=0o600)
         connection = self._connect()
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS schema_versions (part TEXT PRIMARY KEY, version SMALLINT NOT NULL)"
-        )
-        connection.execute("CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
-        connection.execute("CREATE TABLE IF NOT EXISTS followers (name TEXT PRIMARY KEY, pos BIGINT NOT NULL)")
+        for statement in OWN.steps[0].split(";"):
+            connection.execute(statement)
         known = connection.execute("SELECT value FROM settings WHERE name = 'server_name'").fetchone()
         if known is None:
             connection.execute(

@@ -90,7 +90,7 @@ from relay.rooms.write_routes import WriteRoutes
 from relay.sync.classic import ClassicSync
 from relay.sync.gather import Gather
 from relay.sync.rooms import SyncRooms
-from relay.tables import OWN_TABLES
+from relay.tables import OWN
 from relay.web import Web
 
 log = structlog.get_logger("server")
@@ -351,7 +351,7 @@ class Server:
                 counted, found = part.audit(query)
                 counts.update(counted)
                 findings += [{"table": f.table, "row": f.row, "text": f.text} for f in found]
-            for table in OWN_TABLES:
+            for table in OWN.tables:
                 counts[f"{table.name}: {table.rule}"] = int(query.value(f"SELECT count(*) FROM {table.name}"))
             return {"counts": counts, "findings": findings}
 

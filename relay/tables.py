@@ -30,29 +30,39 @@ class Schema:
     steps: Sequence[str] = ()
 
 
-OWN_TABLES = (
-    Table(
-        "schema_versions",
-        "the database's own bookkeeping",
-        {
-            "part": ("which part's tables", "the database's life"),
-            "version": ("up to which step they have come", "the database's life"),
-        },
+OWN = Schema(
+    "database",
+    tables=(
+        Table(
+            "schema_versions",
+            "the database's own bookkeeping",
+            {
+                "part": ("which part's tables", "the database's life"),
+                "version": ("up to which step they have come", "the database's life"),
+            },
+        ),
+        Table(
+            "settings",
+            "the database's own bookkeeping",
+            {
+                "name": ("server_name, epoch, pos", "the database's life"),
+                "value": ("what it is", "the database's life"),
+            },
+        ),
+        Table(
+            "followers",
+            "the database's own bookkeeping",
+            {
+                "name": ("who follows the log", "the database's life"),
+                "pos": ("how far it has come", "the database's life"),
+            },
+        ),
     ),
-    Table(
-        "settings",
-        "the database's own bookkeeping",
-        {
-            "name": ("server_name, epoch, pos", "the database's life"),
-            "value": ("what it is", "the database's life"),
-        },
-    ),
-    Table(
-        "followers",
-        "the database's own bookkeeping",
-        {
-            "name": ("who follows the log", "the database's life"),
-            "pos": ("how far it has come", "the database's life"),
-        },
+    steps=(
+        """
+        CREATE TABLE IF NOT EXISTS schema_versions (part TEXT PRIMARY KEY, version SMALLINT NOT NULL);
+        CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+        CREATE TABLE IF NOT EXISTS followers (name TEXT PRIMARY KEY, pos BIGINT NOT NULL)
+        """,
     ),
 )

@@ -60,7 +60,9 @@ class Elsewhere:
             await self.on_asked()
 
     async def user_devices(self, server: str, user_id: str) -> dict[str, Any]:
-        answer = orjson.loads(orjson.dumps(self.devices.get(user_id, {"user_id": user_id, "stream_id": 1, "devices": []})))
+        answer = orjson.loads(
+            orjson.dumps(self.devices.get(user_id, {"user_id": user_id, "stream_id": 1, "devices": []}))
+        )
         await self._answers(server, f"devices {user_id}")
         return answer
 
@@ -244,7 +246,9 @@ class Friend(Person):
 
     async def supplies(self, *names: str, fallback: str | None = None) -> Any:
         """One-time keys."""
-        body: dict[str, Any] = {"one_time_keys": {f"signed_curve25519:{name}": {"key": f"key {name}"} for name in names}}
+        body: dict[str, Any] = {
+            "one_time_keys": {f"signed_curve25519:{name}": {"key": f"key {name}"} for name in names}
+        }
         if fallback is not None:
             body["fallback_keys"] = {f"signed_curve25519:{fallback}": {"key": f"key {fallback}", "fallback": True}}
         return await self.says("POST", "/keys/upload", body)

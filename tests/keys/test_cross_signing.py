@@ -27,7 +27,9 @@ async def test_keys_are_shown_to_whom_they_concern(house: KeyHouse) -> None:
         "to": ELSEWHERE, "user_id": alice.user_id,
         "master_key": keys["master_key"], "self_signing_key": keys["self_signing_key"],
     }, "other servers get the two public ones"  # fmt: skip
-    assert "user_signing_keys" not in await house.device_keys.query_local({alice.user_id: []}), "and no more if they ask"
+    assert "user_signing_keys" not in await house.device_keys.query_local({alice.user_id: []}), (
+        "and no more if they ask"
+    )
 
 
 async def test_new_keys_over_old_ones_need_the_password(house: KeyHouse) -> None:
@@ -39,7 +41,9 @@ async def test_new_keys_over_old_ones_need_the_password(house: KeyHouse) -> None
     master, secret = alice.signing_key("master")
     reply = await alice.says("POST", path, {"master_key": master})
     assert reply.status == 401 and reply.body["flows"], "other keys need a proof"
-    assert (await alice.queries(alice.user_id))["master_keys"][alice.user_id] == body["master_key"], "nothing changed yet"
+    assert (await alice.queries(alice.user_id))["master_keys"][alice.user_id] == body["master_key"], (
+        "nothing changed yet"
+    )
     reply = await alice.says("POST", path, {"auth": alice.proof(reply.body["session"])})
     assert reply.status == 200, f"with the password it goes: {reply.body}"
     shown = await alice.queries(alice.user_id)

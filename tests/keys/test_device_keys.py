@@ -16,7 +16,9 @@ async def test_keys_come_back_as_they_were_uploaded(house: KeyHouse) -> None:
     found = await carol.queries(alice.user_id)
     assert found["device_keys"][alice.user_id][alice.device_id] == keys, "unknown fields stay, and nothing is added"
     own = await alice.queries(alice.user_id)
-    assert "unsigned" in own["device_keys"][alice.user_id][alice.device_id], "the owner is told the names of her devices"
+    assert "unsigned" in own["device_keys"][alice.user_id][alice.device_id], (
+        "the owner is told the names of her devices"
+    )
 
 
 async def test_a_device_publishes_only_its_own_keys(house: KeyHouse) -> None:
@@ -25,7 +27,9 @@ async def test_a_device_publishes_only_its_own_keys(house: KeyHouse) -> None:
     for wrong in ({"device_id": "OTHER"}, {"user_id": "@mallory:one.example"}):
         reply = await alice.says("POST", "/keys/upload", {"device_keys": {**alice.keys, **wrong}})
         assert reply.status == 403, f"keys that name {wrong} are refused: {reply.body}"
-    reply = await alice.says("POST", "/keys/upload", {"device_keys": {"user_id": alice.user_id, "device_id": alice.device_id}})
+    reply = await alice.says(
+        "POST", "/keys/upload", {"device_keys": {"user_id": alice.user_id, "device_id": alice.device_id}}
+    )
     assert reply.errcode == "M_BAD_JSON", "keys without keys are refused"
 
 
@@ -93,7 +97,11 @@ async def test_bad_uploads_are_refused_whole(house: KeyHouse) -> None:
     ):
         reply = await alice.says("POST", "/keys/upload", bad)
         assert (reply.status, reply.errcode) == (400, "M_BAD_JSON"), f"{bad} is refused: {reply.body}"
-    for bad in ({"device_keys": {alice.user_id: "x"}}, {"device_keys": {"alice": []}}, {"device_keys": {alice.user_id: [1]}}):
+    for bad in (
+        {"device_keys": {alice.user_id: "x"}},
+        {"device_keys": {"alice": []}},
+        {"device_keys": {alice.user_id: [1]}},
+    ):
         assert (await alice.says("POST", "/keys/query", bad)).errcode == "M_BAD_JSON", f"the query {bad} is refused"
     for bad in ({"one_time_keys": {alice.user_id: "x"}}, {"one_time_keys": {alice.user_id: {"D": 1}}}):
         assert (await alice.says("POST", "/keys/claim", bad)).errcode == "M_BAD_JSON", f"the claim {bad} is refused"
@@ -116,11 +124,15 @@ async def test_neighbours_and_other_servers_hear_of_new_keys(house: KeyHouse) ->
     assert "device_display_name" not in first, "the name of a device stays here"
     await alice.publishes()
     _, second = await house.edus("m.device_list_update")
-    assert second["prev_id"] == [first["stream_id"]] and second["stream_id"] > first["stream_id"], "each names the one before"
+    assert second["prev_id"] == [first["stream_id"]] and second["stream_id"] > first["stream_id"], (
+        "each names the one before"
+    )
     answer = await house.device_keys.user_devices(alice.user_id)
     assert answer["stream_id"] == second["stream_id"], "a whole list carries the number of the latest update"
     reply = await alice.says("POST", "/keys/upload", {"device_keys": alice.keys})
-    assert reply.status == 200 and len(await house.edus("m.device_list_update")) == 2, "the same keys again are no change"
+    assert reply.status == 200 and len(await house.edus("m.device_list_update")) == 2, (
+        "the same keys again are no change"
+    )
 
 
 async def test_a_deleted_device_is_announced_and_leaves_nothing_behind(house: KeyHouse) -> None:
