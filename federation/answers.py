@@ -40,7 +40,9 @@ MAX_WALKED = 1_000
 
 
 class Answers(Part):
-    def __init__(self, server_name: str, db: Database, clock: Clock, rooms: Rooms, asking: Asking, chains: Chains) -> None:
+    def __init__(
+        self, server_name: str, db: Database, clock: Clock, rooms: Rooms, asking: Asking, chains: Chains
+    ) -> None:
         self._server_name = server_name
         self._db = db
         self._clock = clock

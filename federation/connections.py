@@ -166,19 +166,21 @@ class Connections:
 
     async def _refusal(self, server: str, answer: aiohttp.ClientResponse) -> RemoteError:
         status = answer.status
-        if status in _DOWN:
+        try:
+            body = orjson.loads(await read_at_most(answer, MAX_ERROR_BYTES))
+        except (AnswerTooLarge, aiohttp.ClientError, OSError, TimeoutError, orjson.JSONDecodeError):
+            body = None
+        errcode = body.get("errcode") if isinstance(body, dict) else None
+        # With an error code it is the server itself that speaks, of one file or one room.
+        if status in _DOWN and not isinstance(errcode, str):
             self._backoff.failed(server)
         elif status == 429:
             self._backoff.failed(server, _retry_after(answer))
         else:
             self._backoff.succeeded(server)
-        try:
-            body = orjson.loads(await read_at_most(answer, MAX_ERROR_BYTES))
-        except (AnswerTooLarge, aiohttp.ClientError, OSError, TimeoutError, orjson.JSONDecodeError):
-            body = None
         if not isinstance(body, dict):
             return RemoteError(server, status, f"it answered with the status {status}", "M_UNKNOWN")
-        text, errcode = body.get("error"), body.get("errcode")
+        text = body.get("error")
         return RemoteError(
             server,
             status,

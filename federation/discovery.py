@@ -6,6 +6,7 @@ Spec: server-server-api/#resolving-server-names.
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import re
 from collections.abc import Mapping
@@ -21,9 +22,11 @@ from federation.joined import Joined
 from federation.outward import AnswerTooLarge, Outward, read_at_most
 from relay.clock import HOUR, MINUTE, SECOND, Clock
 from relay.errors import RemoteError
-from relay.ids import is_server_name, split_server_name
+from relay.ids import is_loopback_name, is_server_name, split_server_name
 
 DEFAULT_PORT = 8448
+# The second is deprecated, and asked for beside the first.
+SERVICES = ("_matrix-fed._tcp", "_matrix._tcp")
 WELL_KNOWN_PATH = "/.well-known/matrix/server"
 WELL_KNOWN_SECONDS = 10.0
 MAX_WELL_KNOWN_BYTES = 50 * 1024
@@ -130,16 +133,21 @@ class Discovery:
     async def _by_name(self, host: str, steps: tuple[str, str, str]) -> tuple[Route, bool]:
         """SRV records under the service's two names, then port 8448. The certificate is always for `host`, since DNS
         proves nothing."""
-        sure = True
-        for service, step in (("_matrix-fed._tcp", steps[0]), ("_matrix._tcp", steps[1])):
-            try:
-                targets = in_order(await self._lookups.srv(f"{service}.{host}"))
-            except LookupFailed:
-                sure = False
-                continue
+        if is_loopback_name(host):  # no name server knows it. RFC 6761, section 6.3
+            return Route(((host, DEFAULT_PORT),), host, host, steps[2]), True
+        found = await asyncio.gather(*(self._targets(f"{service}.{host}") for service in SERVICES))
+        sure = all(targets is not None for targets in found)
+        for targets, step in zip(found, steps, strict=False):
             if targets:
                 return Route(tuple(targets), host, host, step), sure
         return Route(((host, DEFAULT_PORT),), host, host, steps[2]), sure
+
+    async def _targets(self, name: str) -> list[tuple[str, int]] | None:
+        """None where the name servers gave no answer."""
+        try:
+            return in_order(await self._lookups.srv(name))
+        except LookupFailed:
+            return None
 
     async def _well_known(self, host: str) -> _WellKnown:
         now = self._clock.now()

@@ -31,7 +31,7 @@ from relay.tables import Schema, Table
 
 log = structlog.get_logger("keyring")
 
-MAX_SERVERS_IN_MEMORY = 5_000
+MAX_SERVERS_IN_MEMORY = 20_000
 MAX_FETCHES_AT_ONCE = 50
 MAX_SIGNATURES_PER_SERVER = 8
 # A thread's share; fewer are verified where they are.

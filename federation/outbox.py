@@ -179,7 +179,7 @@ class Outbox(Part):
             return
         waiting = Waiting(one.pos, event.id, event.raw)
         for server in destinations(event, room.servers, self._server_name):
-            if is_server_name(server):
+            if server in self._lanes or is_server_name(server):
                 lane = self._lane(server)
                 lane.add(waiting, down=self._backoff.wait_left(server) > 0)
                 self._wake(lane)

@@ -469,6 +469,24 @@ class Database:
         answer = str(await self.read(lambda query: query.value("PRAGMA quick_check(1)")))
         return None if answer == "ok" else answer
 
+    # --- the database's own notes
+
+    async def note(self, name: str) -> str | None:
+        """A value of `settings`."""
+        found: str | None = await self.read(
+            lambda query: query.value("SELECT value FROM settings WHERE name = $1", name)
+        )
+        return found
+
+    async def take_note(self, name: str, value: str) -> None:
+        with self.write() as tx:
+            tx.run(
+                "INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                name,
+                value,
+            )
+        await tx
+
     # --- followers of the log
 
     async def followed(self, name: str) -> int | None:

@@ -96,6 +96,10 @@ class Part:
     async def run(self) -> None:
         """The part's loop; returns at once where it has none. It is cancelled when the server stops."""
 
+    def reseal(self, query: Query) -> int:
+        """Brings rows that the present seal does not allow to a form that it does, or removes them; returns how many."""
+        return 0
+
     def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
         """Counts its rows by the rule under which each may exist, and names those without one (design, section 3)."""
         counts: dict[str, int] = {}

@@ -16,10 +16,14 @@ from typing import Any
 import structlog
 from aiohttp import web
 from federation.inbound import Inbound
+from federation.invites import Invites
 from federation.joins import Joins
 
 from federation.addresses import AddressRule, SystemLookups
+from federation.answers import Answers
+from federation.asking import Asking
 from federation.backoff import Backoff
+from federation.chains import Chains
 from federation.client import Client
 from federation.connections import Connections
 from federation.discovery import Discovery
@@ -100,6 +104,29 @@ CERTIFICATE_LOOK_SECONDS = 60.0
 STOP_SECONDS = 5.0
 
 Command = Callable[..., Awaitable[Any]]
+
+
+# From the loosest to the strictest.
+LEVELS = ("open", "standard", "strict")
+MAX_FINDINGS_SHOWN = 20
+
+
+class NotSealed(Exception):
+    """The configuration asks for a stricter seal than the database keeps."""
+
+    def __init__(self, level: str, findings: list[dict[str, Any]]) -> None:
+        shown = [f"  {one['table']} {one['row']}: {one['text']}" for one in findings[:MAX_FINDINGS_SHOWN]]
+        more = [f"  and {len(findings) - MAX_FINDINGS_SHOWN} more"] if len(findings) > MAX_FINDINGS_SHOWN else []
+        super().__init__(
+            "\n".join(
+                [
+                    f"privacy.seal is {level}, but the database holds {len(findings)} rows from a looser time:",
+                    *shown,
+                    *more,
+                    "`relay seal` redacts them for good. Or set privacy.seal back in the config.",
+                ]
+            )
+        )
 
 
 class Server:
@@ -204,6 +231,7 @@ class Server:
         rooms.updates_profile = members.update_profile
         profiles.update_rooms = members.update_profile
         profiles.adopt_avatar = media.adopt
+        sender.adopt_avatar = media.adopt
         account.leave_rooms = members.leave_everything
         account_data.provided["m.push_rules"] = push_rules.provide
         account_data.provided["m.fully_read"] = receipts.provide_fully_read
@@ -229,10 +257,13 @@ class Server:
         departures.deliver_passing_to(outbox.passing)
         edus = {edu_type: taker for part in self._parts for edu_type, taker in part.edus().items()}
         xmatrix = XMatrix(name, keyring, doors, outbox.heard_from)
+        asking, chains = Asking(rooms), Chains(db)
+        invites = Invites(db, rooms, appender, intake, remote, seal, doors, key, local_user_exists=users.exists)
         self._parts += [
             keyring, Notary(name, key, keyring, clock), outbox, ServesMedia(media),
             Queries(name, VERSION, directory, profiles, device_keys, one_time_keys),
-            Inbound(db, rooms, receiver, edus), Joins(db, rooms, members, receiver, appender, doors, users, key),
+            Inbound(rooms, receiver, invites, edus), invites, Answers(name, db, clock, rooms, asking, chains),
+            Joins(db, rooms, sender, members, receiver, remote, asking, chains, key),
         ]  # fmt: skip
 
         routes = [route for part in self._parts for route in part.routes()]
@@ -245,6 +276,7 @@ class Server:
             **tokens.commands(),
             "audit": self._audit,
             "check": self._check,
+            "seal": self._seal,
             "status": self._status,
         }
 
@@ -257,7 +289,8 @@ class Server:
         await self.rooms.open()
 
     async def start(self) -> None:
-        """Listeners and loops. Raises OSError where a port is not to be had."""
+        """Listeners and loops. Raises OSError where a port is not to be had, NotSealed."""
+        await self._require_sealed()
         for listener in self.settings.listeners:
             await self._listen(listener)
         self._loops = asyncio.create_task(self._run_parts(), name="parts")
@@ -327,6 +360,32 @@ class Server:
         return [address[1] for runner in self._runners for address in runner.addresses]
 
     # --- commands
+
+    async def _require_sealed(self) -> None:
+        """A stricter seal than the one that wrote the database: nothing that it forbids may lie there."""
+        level = self.settings.privacy.seal
+        before = await self.db.note("seal")
+        if before is not None and LEVELS.index(level) > LEVELS.index(before):
+            found = (await self._audit())["findings"]
+            if found:
+                raise NotSealed(level, found)
+        if before != level:
+            await self.db.take_note("seal", level)
+
+    async def _seal(self) -> dict[str, Any]:
+        """Redacts what the present seal does not allow."""
+
+        def reseal(query: Query) -> dict[str, int]:
+            return {type(part).__name__: changed for part in self._parts if (changed := part.reseal(query))}
+
+        with self.db.write() as tx:
+            tx.call(reseal)
+        changed = await tx
+        for room_id in list(self.rooms.loaded_ids()):
+            room = self.rooms.loaded(room_id)
+            if room is not None:
+                self.rooms.drop(room)
+        return {"changed": changed}
 
     async def _status(self) -> dict[str, Any]:
         return {"server_name": self.settings.server_name, "version": VERSION, "pos": self.db.stable_pos()}

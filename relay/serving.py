@@ -8,6 +8,7 @@ import asyncio
 import errno
 import os
 import signal
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,10 @@ async def _opened(data_dir: Path, settings: Settings) -> Server:
 async def _started(server: Server, settings: Settings) -> None:
     try:
         await server.start()
+    except (ssl.SSLError, FileNotFoundError) as bad:
+        raise OperatorError(
+            "The TLS certificate or key of a listener can't be used: `relay check` says which and why."
+        ) from bad
     except OSError as bad:
         places = " or ".join(f"{listener.address}:{listener.port}" for listener in settings.listeners)
         advice = {

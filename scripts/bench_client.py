@@ -12,7 +12,7 @@ import itertools
 import os
 import random
 import string
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 import orjson
@@ -70,8 +70,7 @@ class Connection(asyncio.Protocol):
             self._transport = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own class does not say so
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -143,9 +142,7 @@ class Person:
     async def call(self, method: str, path: str, body: Any = None, connection: Connection | None = None) -> Any:
         """The answer. Raises BenchError where it is not 200."""
         raw = None if body is None else orjson.dumps(body)
-        status, answer = await (connection or self.requests).request(
-            method, f"/_matrix/client{path}", self.token, raw
-        )
+        status, answer = await (connection or self.requests).request(method, f"/_matrix/client{path}", self.token, raw)
         if status == 429:
             raise BenchError(f"{path} was rate limited: switch the server's limits off for the bench")
         if status != 200:

@@ -145,7 +145,9 @@ async def _audience(bench: Bench, viewers: int, messages: int) -> Figures:
             event_id = await sender.sends(room_id)
             while len(arrivals.get(event_id, ())) < viewers:
                 if time.perf_counter() > begun + DELIVERY_TIMEOUT_S:
-                    raise BenchError(f"only {len(arrivals.get(event_id, ()))} of {viewers} viewers got a message in time")
+                    raise BenchError(
+                        f"only {len(arrivals.get(event_id, ()))} of {viewers} viewers got a message in time"
+                    )
                 await asyncio.sleep(0.0005 if viewers < 10 else 0.002)
             got = arrivals[event_id]
             each += [moment - begun for moment in got]
@@ -263,9 +265,7 @@ def _one_time_keys(person: Person, number: int) -> dict[str, object]:
 
 async def keys(bench: Bench) -> Figures:
     asker, *others = await bench.homeserver.people(bench.size.devices + 1)
-    uploads = [
-        {"device_keys": _device_keys(person), "one_time_keys": _one_time_keys(person, 50)} for person in others
-    ]
+    uploads = [{"device_keys": _device_keys(person), "one_time_keys": _one_time_keys(person, 50)} for person in others]
     watch = _Stopwatch(bench.meter)
     for person, upload in zip(others, uploads, strict=True):
         await watch.time(person.call("POST", "/v3/keys/upload", upload))

@@ -40,6 +40,7 @@ IMPURE = {
 }  # fmt: skip
 ENGINES = re.compile(r"sqlite3|aiosqlite|asyncpg|psycopg|sqlcipher")
 LOG_LEVELS = {"debug", "info", "warning", "error", "critical", "exception"}
+DECLARATIONS, DATABASE = ROOT / "relay/tables.py", ROOT / "relay/db.py"
 PRODUCT = sorted(path for folder in ("relay", "federation") for path in (ROOT / folder).rglob("*.py"))
 EVERY = PRODUCT + sorted(path for folder in ("tests", "scripts") for path in (ROOT / folder).rglob("*.py"))
 
@@ -172,6 +173,8 @@ def test_only_the_owner_writes_to_a_table() -> None:
                 if table not in owners:
                     continue
                 owner = owners[table][0]
+                if owner == DECLARATIONS:
+                    owner = DATABASE  # its own bookkeeping is declared beside the form of all declarations
                 # The files of one folder are one slice and share its tables.
                 slice_ = path.parent == owner.parent and path.parent.name not in ("relay", "federation")
                 place = f"{path.relative_to(ROOT)}:{line}"

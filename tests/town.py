@@ -111,13 +111,13 @@ class House:
 class Within(House):
     """A relay in this process."""
 
-    server: Server
+    server: Server | None = None
 
     async def start(self) -> None:
         settings = folder.prepare(self.folder, None, Listener()).settings
-        self.server = Server(settings, self.folder, self.town.clock)
+        server = Server(settings, self.folder, self.town.clock)
         # The rim of the network: what the town has cut is as unreachable as a pulled cable.
-        outward = self.server.outbox._connections._outward
+        outward = server.outbox._connections._outward
         request = outward.request
 
         async def through_the_wire(method: str, url: Any, **rest: Any) -> aiohttp.ClientResponse:
@@ -126,11 +126,19 @@ class Within(House):
             return await request(method, url, **rest)
 
         outward.request = through_the_wire  # type: ignore[method-assign]
-        await self.server.open()
-        await self.server.start()
+        self.server = server
+        await server.open()
+        await server.start()
 
     async def stop(self) -> None:
-        await self.server.stop()
+        server, self.server = self.server, None
+        if server is not None:
+            await server.stop()
+
+    async def command(self, name: str, **what: Any) -> Any:
+        """What the command line would carry out in the running relay."""
+        assert self.server is not None, "the relay runs"
+        return await self.server.commands[name](**what)
 
 
 class Apart(House):

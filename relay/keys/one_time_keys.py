@@ -1,7 +1,8 @@
 """One-time and fallback keys: uploaded by a device, handed out once each, in the order of upload, or the fallback key.
 
-Everything that gives a key away happens in one function inside the database thread, so no two callers get the same. The
-name and digest of a key that was given away stay for a week: a client that repeats a lost upload must not bring it back.
+Everything that gives a key away happens in one function inside the database thread, so no two callers get the same. One
+upload is one row, and handing out moves a number in it; a row that is used up stays for a week, since a client that
+repeats an upload whose answer was lost must not bring back what somebody already has.
 Spec: client-server-api/#one-time-and-fallback-keys, #post_matrixclientv3keysclaim, server-server-api/#end-to-end-encryption.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import orjson
@@ -32,13 +32,16 @@ MAX_KEYS_PER_DEVICE = 1_000
 MAX_FALLBACK_KEYS = 16
 MAX_COUNTS_KEPT = 10_000
 MAX_SERVERS_AT_ONCE = 20
-GIVEN_KEPT_DAYS = 7
+USED_UP_KEPT_DAYS = 7
+# Between the keys of one upload, each as `"name":value`. JSON has no line breaks of its own.
+BETWEEN = b"\n"
 SWEEP_SECONDS = HOUR / 1000
 REMOTE_TIMEOUT_MS = 10_000
 # Clients take a missing count for a server that says nothing.
 ALWAYS_COUNTED = "signed_curve25519"
 
 _DEVICE_LIFE = "until the device signs out"
+_BATCH_LIFE = "until all keys of one upload are handed out, and a week more"
 
 
 @dataclass(slots=True, frozen=True)
@@ -64,23 +67,14 @@ class OneTimeKeys(Part):
                 "one_time_keys",
                 "public keys, made to be handed out once",
                 {
-                    "user_id": ("whose key it is", "until somebody claims it"),
-                    "device_id": ("which device's key it is", "until somebody claims it"),
-                    "algorithm": ("what it is for", "until somebody claims it"),
-                    "pos": ("when it was uploaded: the order of handing out", "until somebody claims it"),
-                    "key_id": ("its name", "until somebody claims it"),
-                    "keys": ("the public key and its signature", "until somebody claims it"),
-                },
-            ),
-            Table(
-                "given_keys",
-                "the name and digest of a public key that was handed out",
-                {
-                    "user_id": ("whose key it was", "a week"),
-                    "device_id": ("which device's key it was", "a week"),
-                    "key_id": ("its name", "a week"),
-                    "digest": ("which key it was, so that a repeated upload does not bring it back", "a week"),
-                    "day": ("since when", "a week"),
+                    "user_id": ("whose keys they are", _BATCH_LIFE),
+                    "device_id": ("which device's keys they are", _BATCH_LIFE),
+                    "algorithm": ("what they are for", _BATCH_LIFE),
+                    "pos": ("when they were uploaded: the order of handing out", _BATCH_LIFE),
+                    "number": ("how many they were", _BATCH_LIFE),
+                    "taken": ("how many of them were handed out", _BATCH_LIFE),
+                    "used_up_on": ("the day on which the last was handed out", _BATCH_LIFE),
+                    "keys": ("the names, public keys and signatures", _BATCH_LIFE),
                 },
             ),
             Table(
@@ -100,11 +94,9 @@ class OneTimeKeys(Part):
             """
             CREATE TABLE one_time_keys (
                 user_id TEXT NOT NULL, device_id TEXT NOT NULL, algorithm TEXT NOT NULL, pos BIGINT NOT NULL,
-                key_id TEXT NOT NULL, keys BYTES NOT NULL, PRIMARY KEY (user_id, device_id, algorithm, pos, key_id));
-            CREATE TABLE given_keys (
-                user_id TEXT NOT NULL, device_id TEXT NOT NULL, key_id TEXT NOT NULL, digest BYTES NOT NULL,
-                day BIGINT NOT NULL, PRIMARY KEY (user_id, device_id, key_id));
-            CREATE INDEX given_keys_by_day ON given_keys (day);
+                number BIGINT NOT NULL, taken BIGINT NOT NULL, used_up_on BIGINT, keys BYTES NOT NULL,
+                PRIMARY KEY (user_id, device_id, algorithm, pos));
+            CREATE INDEX one_time_keys_used_up ON one_time_keys (used_up_on) WHERE used_up_on IS NOT NULL;
             CREATE TABLE fallback_keys (
                 user_id TEXT NOT NULL, device_id TEXT NOT NULL, algorithm TEXT NOT NULL, key_id TEXT NOT NULL,
                 keys BYTES NOT NULL, used SMALLINT NOT NULL, PRIMARY KEY (user_id, device_id, algorithm))
@@ -146,32 +138,29 @@ class OneTimeKeys(Part):
         tx.after(lambda: self._supplies.drop((user_id, device_id)))
 
     def _store(self, query: Query, user_id: str, device_id: str, keys: list[Key], pos: int) -> None:
-        have: dict[str, bytes] = dict(
-            query.all(
-                "SELECT key_id, keys FROM one_time_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id
-            )
-        )
-        new = []
+        have: dict[str, Any] = {}
+        left = 0
+        for number, taken, lines in query.all(
+            "SELECT number, taken, keys FROM one_time_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id
+        ):
+            have |= orjson.loads(b"{%b}" % lines.replace(BETWEEN, b","))
+            left += number - taken
+        new: dict[str, list[bytes]] = {}
         for key in keys:
-            old = have.get(key.key_id)
-            if old is None:
-                given = query.value(
-                    "SELECT digest FROM given_keys WHERE user_id = $1 AND device_id = $2 AND key_id = $3",
-                    user_id,
-                    device_id,
-                    key.key_id,
-                )
-                if given is None or given != _digest(key.keys):
-                    new.append((user_id, device_id, key.algorithm, pos, key.key_id, key.keys))
-            elif old != key.keys and not _same_key(old, key.keys):
+            # Handed out or not, a key that came once is not taken a second time.
+            if key.key_id not in have:
+                new.setdefault(key.algorithm, []).append(b"%b:%b" % (orjson.dumps(key.key_id), key.keys))
+                left += 1
+            elif not _same_key(have[key.key_id], orjson.loads(key.keys)):
                 raise InvalidParam(
                     f"There is already another one-time key with the name {key.key_id}. Upload new keys under new names."
                 )
-        if len(have) + len(new) > MAX_KEYS_PER_DEVICE:
+        if left > MAX_KEYS_PER_DEVICE:
             raise TooLarge(f"A device can have {MAX_KEYS_PER_DEVICE} unclaimed one-time keys. Upload fewer.")
         query.many(
-            "INSERT INTO one_time_keys (user_id, device_id, algorithm, pos, key_id, keys) VALUES ($1, $2, $3, $4, $5, $6)",
-            new,
+            "INSERT INTO one_time_keys (user_id, device_id, algorithm, pos, number, taken, keys) "
+            "VALUES ($1, $2, $3, $4, $5, 0, $6)",
+            [(user_id, device_id, algorithm, pos, len(lines), BETWEEN.join(lines)) for algorithm, lines in new.items()],
         )
 
     def _store_fallback(self, query: Query, user_id: str, device_id: str, key: Key) -> None:
@@ -211,7 +200,7 @@ class OneTimeKeys(Part):
 
     # --- handing out
 
-    async def claim_local(self, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, dict[str, Any]]]:
+    async def claim_local(self, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
         """`{user: {device: algorithm}}` of local users; what is not there is left out. The keys are ready JSON."""
         asked = [
             (user_id, device_id, algorithm)
@@ -222,41 +211,18 @@ class OneTimeKeys(Part):
             return {}
         day = self._clock.now() // DAY
 
-        def claim(query: Query) -> dict[str, dict[str, dict[str, Any]]]:
-            found: dict[str, dict[str, dict[str, Any]]] = {}
-            given = []
+        def claim(query: Query) -> dict[str, dict[str, Any]]:
+            found: dict[str, dict[str, Any]] = {}
             for user_id, device_id, algorithm in asked:
-                row = query.one(
-                    "DELETE FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 AND (pos, key_id) = "
-                    "(SELECT pos, key_id FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 "
-                    "ORDER BY pos, key_id LIMIT 1) RETURNING key_id, keys",
-                    user_id,
-                    device_id,
-                    algorithm,
-                )
-                if row is not None:
-                    given.append((user_id, device_id, row[0], _digest(row[1]), day))
-                else:
-                    row = query.one(
-                        "UPDATE fallback_keys SET used = 1 WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 "
-                        "RETURNING key_id, keys",
-                        user_id,
-                        device_id,
-                        algorithm,
-                    )
-                if row is not None:
-                    found.setdefault(user_id, {})[device_id] = {row[0]: orjson.Fragment(row[1])}
-            query.many(
-                "INSERT INTO given_keys (user_id, device_id, key_id, digest, day) VALUES ($1, $2, $3, $4, $5) "
-                "ON CONFLICT (user_id, device_id, key_id) DO UPDATE SET digest = excluded.digest, day = excluded.day",
-                given,
-            )
+                line = _take(query, user_id, device_id, algorithm, day)
+                if line is not None:
+                    found.setdefault(user_id, {})[device_id] = orjson.Fragment(b"{%b}" % line)
             return found
 
         with self._db.write() as tx:
             tx.call(claim)
             tx.after(lambda: self._drop(asked))
-        answer: dict[str, dict[str, dict[str, Any]]] = await tx
+        answer: dict[str, dict[str, Any]] = await tx
         return answer
 
     def _drop(self, asked: list[tuple[str, str, str]]) -> None:
@@ -299,14 +265,13 @@ class OneTimeKeys(Part):
 
     def device_deleted(self, tx: Tx, user_id: str, device_id: str) -> None:
         tx.run("DELETE FROM one_time_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)
-        tx.run("DELETE FROM given_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)
         tx.run("DELETE FROM fallback_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)
         tx.after(lambda: self._supplies.drop((user_id, device_id)))
 
     async def run(self) -> None:
         while True:
             with self._db.write() as tx:
-                tx.run("DELETE FROM given_keys WHERE day < $1", self._clock.now() // DAY - GIVEN_KEPT_DAYS)
+                tx.run("DELETE FROM one_time_keys WHERE used_up_on < $1", self._clock.now() // DAY - USED_UP_KEPT_DAYS)
             await self._clock.sleep(SWEEP_SECONDS)
 
 
@@ -374,18 +339,50 @@ def _supply(query: Query, user_id: str, device_id: str) -> Supply:
 
 def _counts(query: Query, user_id: str, device_id: str) -> dict[str, int]:
     rows = query.all(
-        "SELECT algorithm, count(*) FROM one_time_keys WHERE user_id = $1 AND device_id = $2 GROUP BY algorithm",
+        "SELECT algorithm, number - taken FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND taken < number",
         user_id,
         device_id,
     )
-    return {ALWAYS_COUNTED: 0, **dict(rows)}
+    counts = {ALWAYS_COUNTED: 0}
+    for algorithm, left in rows:
+        counts[algorithm] = counts.get(algorithm, 0) + left
+    return counts
 
 
-def _digest(keys: bytes) -> bytes:
-    return sha256(keys).digest()[:16]
+def _take(query: Query, user_id: str, device_id: str, algorithm: str, day: int) -> bytes | None:
+    """The next key as `"name":value`, which nobody else will get; else the fallback key."""
+    row = query.one(
+        "SELECT pos, number, taken, keys FROM one_time_keys "
+        "WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 AND taken < number ORDER BY pos LIMIT 1",
+        user_id,
+        device_id,
+        algorithm,
+    )
+    if row is not None:
+        pos, number, taken, lines = row
+        query.run(
+            "UPDATE one_time_keys SET taken = $5, used_up_on = $6 "
+            "WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 AND pos = $4",
+            user_id,
+            device_id,
+            algorithm,
+            pos,
+            taken + 1,
+            day if taken + 1 == number else None,
+        )
+        line: bytes = lines.split(BETWEEN)[taken]
+        return line
+    row = query.one(
+        "UPDATE fallback_keys SET used = 1 WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 RETURNING key_id, keys",
+        user_id,
+        device_id,
+        algorithm,
+    )
+    return None if row is None else b"%b:%b" % (orjson.dumps(row[0]), row[1])
 
 
-def _same_key(one: bytes, other: bytes) -> bool:
-    """Signatures may differ: a device that was signed anew is still the same key."""
-    a, b = orjson.loads(one), orjson.loads(other)
-    return isinstance(a, dict) and isinstance(b, dict) and unsigned_form(a) == unsigned_form(b)
+def _same_key(one: Any, other: Any) -> bool:
+    """Signatures may differ: a key that was signed anew is still the same."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return unsigned_form(one) == unsigned_form(other)
+    return bool(one == other)

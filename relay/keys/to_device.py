@@ -390,16 +390,32 @@ class ToDevice(Part):
                 tx.run("DELETE FROM to_device_received WHERE day < $1", oldest)
             await self._clock.sleep(SWEEP_SECONDS)
 
+    def reseal(self, query: Query) -> int:
+        removed = 0
+        for user_id, device_id, pos, event_type, content in query.all(
+            "SELECT user_id, device_id, pos, type, content FROM to_device_messages"
+        ):
+            if not self._listed(event_type, content):
+                removed += query.run(
+                    "DELETE FROM to_device_messages WHERE user_id = $1 AND device_id = $2 AND pos = $3",
+                    user_id,
+                    device_id,
+                    pos,
+                )
+        return removed
+
+    def _listed(self, event_type: str, content: bytes) -> bool:
+        try:
+            return bool(self._seal.to_device(event_type, orjson.loads(content)) == orjson.loads(content))
+        except ApiError:
+            return False
+
     def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
         counts, findings = super().audit(query)
         for user_id, device_id, pos, event_type, content in query.all(
             "SELECT user_id, device_id, pos, type, content FROM to_device_messages"
         ):
-            try:
-                fits = self._seal.to_device(event_type, orjson.loads(content)) == orjson.loads(content)
-            except ApiError:
-                fits = False
-            if not fits:
+            if not self._listed(event_type, content):
                 row = f"{user_id} {device_id} {pos}"
                 findings.append(Finding("to_device_messages", row, "the seal does not list this to-device message"))
         return counts, findings

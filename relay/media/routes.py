@@ -406,6 +406,12 @@ class Media(Part):
             await tx
             await self._clock.sleep(SWEEP_INTERVAL / SECOND)
 
+    def reseal(self, query: Query) -> int:
+        """What was taken while the seal was open goes; `run` removes the files that have no row."""
+        if self._seal.open:
+            return 0
+        return query.run("DELETE FROM media WHERE readable = $1", SEAL_OPEN)
+
     def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
         """Each file with its row, each row with its file, and no stored file that is provably readable without a reason."""
         counts: dict[str, int] = {}

@@ -89,6 +89,8 @@ class Creator:
         creation = self._creation_content(version, body, preset, user_id, invited)
         await self._doors.create_room(user_id, creation)
         plan = await self._plan(version, body, preset, user_id, invited, alias, creation)
+        for type, _, content in plan:
+            await self._sender.adopt(type, content)
         if alias is not None:
             if await self._db.read(lambda query: query.value("SELECT 1 FROM aliases WHERE alias = $1", alias)):
                 raise ApiError("This address is taken. Choose another room alias.", errcode="M_ROOM_IN_USE")

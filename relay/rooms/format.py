@@ -126,23 +126,34 @@ def _extras(
 
 _CHILDREN = (
     f"SELECT {store.COLUMNS} FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 AND r.rel_type = $2 "
-    f"AND e.redacted_by IS NULL AND (e.marks & {store.HIDDEN}) = 0 "
+    # Somebody in another room may name this event too.
+    f"AND r.room_nid = $3 AND e.redacted_by IS NULL AND (e.marks & {store.HIDDEN}) = 0 "
 )
 MAX_REFERENCES = 50
+MAX_EDITS_COMPARED = 100
 
 
-def bundles(query: Query, one: Stored, version: RoomVersion, user_id: str) -> dict[str, Any]:
-    """What later events say of this one, by relation type. Spec: client-server-api/#aggregations-of-child-events"""
+def bundles(query: Query, one: Stored, version: RoomVersion, user_id: str, *, in_thread: bool = False) -> dict[str, Any]:
+    """What later events say of this one, by relation type. Spec: client-server-api/#aggregations-of-child-events
+
+    Threads do not nest: of an event that is shown as a thread's latest, no thread is told.
+    """
+    room = one.room_nid
     kinds = {
-        row[0] for row in query.all("SELECT DISTINCT rel_type FROM relations WHERE target_id = $1 LIMIT 20", one.id)
+        row[0]
+        for row in query.all(
+            "SELECT DISTINCT rel_type FROM relations WHERE target_id = $1 AND room_nid = $2 LIMIT 20", one.id, room
+        )
     }
     found: dict[str, Any] = {}
     if "m.replace" in kinds and one.event.state_key is None:
         # Spec: client-server-api/#validity-of-replacement-events: same sender, same type, not itself a replacement.
         rows = query.all(
-            _CHILDREN + "AND e.sender = $3 AND e.type = $4 AND e.state_key IS NULL",
+            _CHILDREN + "AND e.sender = $4 AND e.type = $5 AND e.state_key IS NULL ORDER BY e.depth DESC, e.pos DESC "
+            f"LIMIT {MAX_EDITS_COMPARED}",
             one.id,
             "m.replace",
+            room,
             one.event.sender,
             one.event.type,
         )
@@ -150,25 +161,25 @@ def bundles(query: Query, one: Stored, version: RoomVersion, user_id: str) -> di
         if edits:
             edit = max(edits, key=lambda e: (e.event.origin_server_ts, e.id))
             found["m.replace"] = finished(body(edit.event, edit.event.room_id), None, {})
-    if "m.thread" in kinds:
-        rows = query.all(_CHILDREN + "ORDER BY e.depth DESC, e.pos DESC LIMIT 1", one.id, "m.thread")
+    if "m.thread" in kinds and not in_thread:
+        rows = query.all(_CHILDREN + "ORDER BY e.depth DESC, e.pos DESC LIMIT 1", one.id, "m.thread", room)
         if rows:
             latest = store.stored(rows[0], version)
             count = "SELECT count(*) FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 AND r.rel_type = 'm.thread' "
-            count += f"AND e.redacted_by IS NULL AND (e.marks & {store.HIDDEN}) = 0"
+            count += f"AND r.room_nid = $2 AND e.redacted_by IS NULL AND (e.marks & {store.HIDDEN}) = 0"
             taking_part = one.event.sender == user_id or bool(
-                query.value(count + " AND e.sender = $2", one.id, user_id)
+                query.value(count + " AND e.sender = $3", one.id, room, user_id)
             )
-            of_latest = bundles(query, latest, version, user_id)
+            of_latest = bundles(query, latest, version, user_id, in_thread=True)
             found["m.thread"] = {
                 "latest_event": finished(
                     body(latest.event, latest.event.room_id), None, {"m.relations": of_latest} if of_latest else {}
                 ),
-                "count": query.value(count, one.id),
+                "count": query.value(count, one.id, room),
                 "current_user_participated": taking_part,
             }
     if "m.reference" in kinds:
-        rows = query.all(_CHILDREN + f"ORDER BY e.depth, e.pos LIMIT {MAX_REFERENCES}", one.id, "m.reference")
+        rows = query.all(_CHILDREN + f"ORDER BY e.depth, e.pos LIMIT {MAX_REFERENCES}", one.id, "m.reference", room)
         if rows:
             found["m.reference"] = {"chunk": [{"event_id": row[1]} for row in rows]}
     return found

@@ -30,19 +30,19 @@ MAX_SCANNED = 2000
 _THREAD_TOKEN = re.compile(r"r(\d{1,19})_(\d{1,19})\Z")
 
 _CHILDREN = (
-    f"SELECT {COLUMNS} FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 AND e.room_nid = $2 "
+    f"SELECT {COLUMNS} FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 AND r.room_nid = $2 "
     "AND e.pos IS NOT NULL AND (e.depth, e.pos) <= ($3, $4) AND (e.depth, e.pos) > ($5, $6) "
     f"AND e.redacted_by IS NULL AND (e.marks & {HIDDEN}) = 0 "
     "AND (CAST($7 AS TEXT) IS NULL OR r.rel_type = $7) AND (CAST($8 AS TEXT) IS NULL OR e.type = $8) "
 )
 _DESCENDANTS = (
     "WITH RECURSIVE family (nid, event_id, hop) AS ("
-    "SELECT e.nid, e.event_id, 1 FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 AND r.room_nid = $2 "
+    "SELECT e.nid, e.event_id, 1 FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 "
     "UNION SELECT e.nid, e.event_id, family.hop + 1 FROM family JOIN relations r ON r.target_id = family.event_id "
-    "JOIN events e ON e.nid = r.event_nid WHERE r.room_nid = $2 AND family.hop < $10) "
+    "JOIN events e ON e.nid = r.event_nid WHERE family.hop < $10) "
     f"SELECT {COLUMNS} FROM (SELECT DISTINCT nid FROM family LIMIT {MAX_RECURSED}) f JOIN events e ON e.nid = f.nid "
     "JOIN relations r ON r.event_nid = e.nid "
-    "WHERE e.pos IS NOT NULL AND (e.depth, e.pos) <= ($3, $4) AND (e.depth, e.pos) > ($5, $6) "
+    "WHERE r.room_nid = $2 AND e.pos IS NOT NULL AND (e.depth, e.pos) <= ($3, $4) AND (e.depth, e.pos) > ($5, $6) "
     f"AND e.redacted_by IS NULL AND (e.marks & {HIDDEN}) = 0 "
     "AND (CAST($7 AS TEXT) IS NULL OR r.rel_type = $7) AND (CAST($8 AS TEXT) IS NULL OR e.type = $8) "
 )
@@ -56,7 +56,7 @@ _ROOTS = (
     "WHERE r.room_nid = $1 AND r.rel_type = 'm.thread' AND root.room_nid = $1 AND e.pos IS NOT NULL AND root.pos IS NOT NULL "
     f"AND e.redacted_by IS NULL AND (e.marks & {HIDDEN}) = 0 AND (root.marks & {HIDDEN}) = 0 "
     "AND (CAST($2 AS TEXT) IS NULL OR root.sender = $2 OR EXISTS (SELECT 1 FROM relations mine JOIN events m ON m.nid = mine.event_nid "
-    "WHERE mine.target_id = root.event_id AND mine.rel_type = 'm.thread' AND m.sender = $2 AND m.redacted_by IS NULL)) "
+    "WHERE mine.target_id = root.event_id AND mine.room_nid = $1 AND mine.rel_type = 'm.thread' AND m.sender = $2 AND m.redacted_by IS NULL)) "
     "GROUP BY root.nid) t WHERE (t.latest, t.nid) < ($3, $4) ORDER BY t.latest DESC, t.nid DESC LIMIT $5"
 )
 

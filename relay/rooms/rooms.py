@@ -97,6 +97,9 @@ class Rooms:
     def loaded(self, room_id: str) -> Room | None:
         return self._loaded.get(room_id)
 
+    def loaded_ids(self) -> Iterable[str]:
+        return self._loaded.keys()
+
     async def get(self, room_id: str) -> Room | None:
         """The room, loaded once however many ask; None where nobody here ever heard of it."""
         while True:

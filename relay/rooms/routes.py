@@ -18,6 +18,7 @@ from relay.part import Finding, Part
 from relay.protocol.membership import MEMBERSHIPS
 from relay.protocol.seal import Seal
 from relay.rooms import format, store
+from relay.rooms.resealing import reseal
 from relay.rooms.room import Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.state import StateMap
@@ -159,7 +160,10 @@ class RoomsPart(Part):
             tx.run("DELETE FROM sent_transactions WHERE sent_ts <= $1", self._clock.now() - TRANSACTIONS_KEPT)
         await tx
 
-    # --- relay audit
+    # --- relay audit, relay seal
+
+    def reseal(self, query: Query) -> int:
+        return reseal(query, self._seal)
 
     def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
         """Every event by the rule under which it may lie on disk, and what people were told of rooms they are not in."""

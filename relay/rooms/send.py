@@ -6,7 +6,7 @@ nothing is read; the answer goes out when the write is synced to disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from relay.clock import HOUR, Clock
@@ -42,6 +42,14 @@ class Sender:
         self._clock = clock
         self._key = key
         self._server_name = rooms.server_name
+        # Keeps the picture behind an mxc URI; the server sets it to `Media.adopt`.
+        self.adopt_avatar: Callable[[str], Awaitable[None]] | None = None
+
+    async def adopt(self, type: str, content: Mapping[str, Any]) -> None:
+        """A readable picture that waits in memory is kept once a room names it. Raises what the media part says."""
+        url = content.get("url")
+        if type == "m.room.avatar" and isinstance(url, str) and self.adopt_avatar is not None:
+            await self.adopt_avatar(url)
 
     def now(self) -> int:
         return self._clock.now()
@@ -122,6 +130,8 @@ class Sender:
             raise InvalidParam("What is to be taken back is named by its event ID, which begins with '$'.")
         if sealed:
             content = self._seal.outgoing(type, state_key, content)
+        if state_key is not None:
+            await self.adopt(type, content)
         for _ in range(MAX_TRIES):
             room = await self._rooms.require_joined(room_id, sender)
             async with room.lock:

@@ -208,7 +208,7 @@ SCHEMA = Schema(
         CREATE INDEX membership_log_of_room ON membership_log (room_nid, pos);
         CREATE TABLE relations (event_nid BIGINT PRIMARY KEY, room_nid BIGINT NOT NULL, target_id TEXT NOT NULL,
             rel_type TEXT NOT NULL);
-        CREATE INDEX relations_of_target ON relations (target_id, rel_type, event_nid);
+        CREATE INDEX relations_of_target ON relations (target_id, room_nid, rel_type, event_nid);
         CREATE INDEX relations_of_room ON relations (room_nid, rel_type);
         CREATE TABLE early_redactions (target_id TEXT NOT NULL, event_id TEXT NOT NULL, PRIMARY KEY (target_id, event_id));
         CREATE TABLE sent_transactions (user_id TEXT NOT NULL, device_id TEXT NOT NULL, txn_id TEXT NOT NULL,

@@ -420,8 +420,9 @@ def _answered(query: Query, one: Stored, wanted: EventFilter) -> bool:
     """Whether events relate to it as the filter asks. Spec: client-server-api/#filtering, `related_by_rel_types`"""
     rows = query.all(
         f"SELECT DISTINCT r.rel_type, e.sender FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 "
-        f"AND e.redacted_by IS NULL AND (e.marks & {HIDDEN}) = 0",
+        f"AND r.room_nid = $2 AND e.redacted_by IS NULL AND (e.marks & {HIDDEN}) = 0",
         one.id,
+        one.room_nid,
     )
     kinds, senders = wanted.related_by_rel_types, wanted.related_by_senders
     return any((kinds is None or kind in kinds) and (senders is None or sender in senders) for kind, sender in rows)

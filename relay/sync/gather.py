@@ -96,12 +96,9 @@ class Gather:
             await self._room(gathered, ask, room_id, membership, filter, full_state, state_after, ignored)
         for room_id in share.rooms:
             if room_id not in gathered.joined and room_id in joined:
-                self._finish(
-                    gathered,
-                    room_id,
-                    b'"timeline":{"events":[],"limited":false,"prev_batch":""},"state":{"events":[]}',
-                    None,
-                )
+                state = (state_after or "state").encode()
+                made = b'"timeline":{"events":[],"limited":false},"' + state + b'":{"events":[]}'
+                self._finish(filter, gathered, room_id, made, None)
         return gathered
 
     async def _room(
@@ -160,17 +157,24 @@ class Gather:
             summary = None
             if part.members_changed or newly or ask.since is None:
                 summary = await self._sync_rooms.summary(room, ask.user_id)
-            self._finish(gathered, room_id, part.json, summary)
+            self._finish(filter, gathered, room_id, part.json, summary)
 
-    def _finish(self, gathered: Gathered, room_id: str, made: bytes, summary: dict[str, Any] | None) -> None:
+    def _finish(
+        self, filter: Filter, gathered: Gathered, room_id: str, made: bytes, summary: dict[str, Any] | None
+    ) -> None:
         share = gathered.share.rooms.get(room_id)
         rest: dict[str, Any] = {"summary": summary or {}}
         rest["account_data"] = {"events": share.account_data if share is not None else []}
         rest["ephemeral"] = {"events": share.ephemeral if share is not None else []}
         if share is not None and share.unread is not None:
             rest["unread_notifications"] = share.unread
-            if share.unread_threads:
-                rest["unread_thread_notifications"] = share.unread_threads
+            threads = share.unread_threads or {}
+            if threads and filter.room.timeline.unread_thread_notifications:
+                # Then the room's own counts are those outside its threads.
+                rest["unread_notifications"] = {
+                    name: count - sum(one[name] for one in threads.values()) for name, count in share.unread.items()
+                }
+                rest["unread_thread_notifications"] = threads
         gathered.joined[room_id] = b"{" + made + b"," + orjson.dumps(rest)[1:]
 
     async def _stripped(self, gathered: Gathered, room_id: str, user_id: str, mine: Membership) -> None:

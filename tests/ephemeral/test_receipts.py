@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from relay.ephemeral import receipts
 from relay.errors import ApiError, Forbidden, InvalidParam
 from relay.part import SyncShare
 from tests.ephemeral.rooms_house import House, quoted
@@ -165,10 +166,7 @@ async def test_who_leaves_leaves_no_receipt(house: House) -> None:
 
 
 async def test_threads_of_one_person_are_bounded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "relay.ephemeral.receipts._BOUND",
-        __import__("relay.ephemeral.receipts", fromlist=["x"])._BOUND.replace("200", "3"),
-    )
+    monkeypatch.setattr(receipts, "_BOUND", receipts._BOUND.replace("200", "3"))
     room = await house.room("bob")
     await house.reads("bob", room, (await house.says("alice", room)).id)
     for _ in range(6):

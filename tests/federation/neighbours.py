@@ -277,6 +277,7 @@ class Neighbour:
         self.refuse_event: str | None = None
         self.more_routes: list[Route] = []
         self.heard: list[str] = []
+        self.hosts: list[str | None] = []
         self._authority = authority
         self._names = names
         self._task: asyncio.Task[None] | None = None
@@ -357,6 +358,7 @@ class Neighbour:
         self.outbox.heard_from(server)
 
     async def _echo(self, request: Request) -> dict[str, Any]:
+        self.hosts.append(request.http.headers.get("Host"))
         return {"origin": request.origin, "body": request.json()}
 
     async def _take(self, request: Request) -> Any:

@@ -230,3 +230,17 @@ async def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None
         with pytest.raises(RemoteError, match="certificate"):
             await one.client.directory(f"other.test:{two.listening.port}", "#a:b")
         assert two.heard == [], "nothing was said before the other side had proven its name"
+
+
+async def test_a_connection_is_used_again_only_under_the_name_it_was_proven_for(tmp_path: Path) -> None:
+    names = Names()
+    async with two_servers(tmp_path, names) as (one, two):
+        await one.connections.send(two.name, "POST", "/_matrix/federation/v1/echo", {})
+        here = (SrvRecord(1, 0, "two.test", two.listening.port),)
+        names.hosts["two.test"] = ("127.0.0.1",)
+        names.services = {FED + "other.test": here, FED + "two.test": here}
+        with pytest.raises(RemoteError, match="certificate"):
+            await one.client.directory("other.test", "#a:b")
+        with pytest.raises(RemoteError, match=r"meant for two\.test;"):
+            # The other side is reached, and says that it has another name than this one without a port.
+            await one.connections.send("two.test", "POST", "/_matrix/federation/v1/echo", {})

@@ -115,6 +115,7 @@ async def test_who_is_believed(tmp_path: Path) -> None:
     async with two_servers(tmp_path) as (one, two):
         answer = await one.connections.send(two.name, "POST", ECHO, {"hello": "ü", "n": 1})
         assert answer == {"origin": one.name, "body": {"hello": "ü", "n": 1}}, "a signed request names its origin"
+        assert two.hosts == [two.name], "the Host header is the server's name"
         assert two.heard == [one.name], "and shows that the origin lives"
 
         loose = b'{ "z": 1,  "a": "\\u00fc" }'

@@ -38,7 +38,7 @@ async def test_new_keys_over_old_ones_need_the_password(house: KeyHouse) -> None
     path = "/keys/device_signing/upload"
     again = await alice.says("POST", path, body)
     assert (again.status, again.body) == (200, {}), "the same keys again need nothing, and change nothing"
-    master, secret = alice.signing_key("master")
+    master, _ = alice.signing_key("master")
     reply = await alice.says("POST", path, {"master_key": master})
     assert reply.status == 401 and reply.body["flows"], "other keys need a proof"
     assert (await alice.queries(alice.user_id))["master_keys"][alice.user_id] == body["master_key"], (

@@ -48,7 +48,11 @@ V1 = "/_matrix/client/v1"
 
 def ciphertext(text: str) -> dict[str, Any]:
     """What a client sends: to the relay it is noise."""
-    return {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": base64.b64encode(text.encode()).decode(), "session_id": "s1"}
+    return {
+        "algorithm": "m.megolm.v1.aes-sha2",
+        "ciphertext": base64.b64encode(text.encode()).decode(),
+        "session_id": "s1",
+    }
 
 
 def said(event: dict[str, Any]) -> str:
@@ -134,7 +138,9 @@ class Person:
     async def sets(self, room_id: str, event_type: str, content: dict[str, Any], key: str = "") -> str:
         return str((await self.does("PUT", f"{V3}/rooms/{room_id}/state/{event_type}/{key}", content))["event_id"])
 
-    async def pages(self, room_id: str, direction: str = "b", limit: int = 10, **query: Any) -> list[list[dict[str, Any]]]:
+    async def pages(
+        self, room_id: str, direction: str = "b", limit: int = 10, **query: Any
+    ) -> list[list[dict[str, Any]]]:
         """The whole history, page by page."""
         pages = []
         for _ in range(100):
@@ -148,7 +154,9 @@ class Person:
     async def reads(self, room_id: str, direction: str = "b", limit: int = 10, **query: Any) -> list[str]:
         """What was said, in the order of paging."""
         pages = await self.pages(room_id, direction, limit, **query)
-        return [said(event) for page in pages for event in page if event["type"] == "m.room.encrypted" and event["content"]]
+        return [
+            said(event) for page in pages for event in page if event["type"] == "m.room.encrypted" and event["content"]
+        ]
 
 
 class Ground:
@@ -187,10 +195,12 @@ class Ground:
         self.part = RoomsPart(self.db, self.rooms, self.viewing, self.seal, self.clock)
         self.timeline = Timeline(self.db, self.rooms, self.viewing, parse_event_filter, self._backfill)
         self.relations = Relations(self.db, self.viewing)
-        self.directory = Directory(
-            self.db, self.rooms, self.viewing, self.sender, self.doors, self.remote, self.clock
+        self.directory = Directory(self.db, self.rooms, self.viewing, self.sender, self.doors, self.remote, self.clock)
+        self.limits = Limits(
+            _rates(limits or LimitSettings(enabled=False)),
+            self.clock,
+            enabled=(limits or LimitSettings(enabled=False)).enabled,
         )
-        self.limits = Limits(_rates(limits or LimitSettings(enabled=False)), self.clock, enabled=(limits or LimitSettings(enabled=False)).enabled)
         self.writing = WriteRoutes(self.rooms, self.sender, self.creator, self.members, self.directory, self.limits)
         self.backfills: list[str] = []
         self.fills: Any = None
@@ -214,7 +224,11 @@ class Ground:
     async def opened(self) -> AsyncIterator[Ground]:
         await self.db.open([store.SCHEMA], SERVER)
         await self.rooms.open()
-        routes = [r for part in (self.part, self.timeline, self.relations, self.directory, self.writing) for r in part.routes()]
+        routes = [
+            r
+            for part in (self.part, self.timeline, self.relations, self.directory, self.writing)
+            for r in part.routes()
+        ]
         web = Web(routes, Tokens(), None, self.limits)
         runner = aiohttp_web.ServerRunner(web.listener(frozenset({"client"})))
         await runner.setup()

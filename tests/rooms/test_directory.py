@@ -16,7 +16,9 @@ async def test_an_address_has_a_maker_and_an_end(ground: Ground) -> None:
     await bob.does("PUT", path, {"room_id": room})
     assert await nobody.gets(path) == {"room_id": room, "servers": ["one.example"]}, "everybody may follow it"
     assert (await alice.asks("PUT", path, {"room_id": room}))[0] == 409, "an address is given once"
-    assert (await alice.gets(f"{V3}/rooms/{room}/aliases"))["aliases"] == ["#den:one.example"], "the room's people see it"
+    assert (await alice.gets(f"{V3}/rooms/{room}/aliases"))["aliases"] == ["#den:one.example"], (
+        "the room's people see it"
+    )
     carol = ground.person("carol")
     assert (await carol.asks("GET", f"{V3}/rooms/{room}/aliases"))[0] == 403, "others do not"
     assert (await carol.asks("DELETE", path))[0] == 403, "nor can they remove it"
@@ -24,11 +26,15 @@ async def test_an_address_has_a_maker_and_an_end(ground: Ground) -> None:
     await alice.does("DELETE", path)
     assert (await nobody.asks("GET", path))[0] == 404, "a moderator can; then it is gone"
     status, _ = await alice.asks("GET", f"{V3}/rooms/{room}/state/m.room.canonical_alias")
-    assert status == 200 and "alias" not in (await alice.gets(f"{V3}/rooms/{room}/state/m.room.canonical_alias")), "also from the room's state"
+    assert status == 200 and "alias" not in (await alice.gets(f"{V3}/rooms/{room}/state/m.room.canonical_alias")), (
+        "also from the room's state"
+    )
     await bob.does("PUT", path, {"room_id": room})
     await admin.does("DELETE", path)
     for wrong in ("%23den:two.example", "den", "%23den"):
-        assert (await alice.asks("PUT", f"{V3}/directory/room/{wrong}", {"room_id": room}))[0] == 400, f"{wrong} is not ours to give"
+        assert (await alice.asks("PUT", f"{V3}/directory/room/{wrong}", {"room_id": room}))[0] == 400, (
+            f"{wrong} is not ours to give"
+        )
 
 
 async def test_an_address_of_another_server_is_asked_there(ground: Ground) -> None:
@@ -36,8 +42,12 @@ async def test_an_address_of_another_server_is_asked_there(ground: Ground) -> No
     ground.remote.aliases["#far:two.example"] = ("!far:two.example", ["two.example", "not a server"])
     found = await alice.gets(f"{V3}/directory/room/%23far:two.example")
     assert found == {"room_id": "!far:two.example", "servers": ["two.example"]}, "the answer is passed on, cleaned"
-    assert (await alice.asks("GET", f"{V3}/directory/room/%23none:two.example"))[0] == 404, "what is not there is not found"
-    assert (await nobody.asks("GET", f"{V3}/directory/room/%23far:two.example"))[0] == 401, "strangers can't make us ask others"
+    assert (await alice.asks("GET", f"{V3}/directory/room/%23none:two.example"))[0] == 404, (
+        "what is not there is not found"
+    )
+    assert (await nobody.asks("GET", f"{V3}/directory/room/%23far:two.example"))[0] == 401, (
+        "strangers can't make us ask others"
+    )
 
 
 async def _publishes(person: Person, room: str, visibility: str = "public") -> int:
@@ -46,8 +56,13 @@ async def _publishes(person: Person, room: str, visibility: str = "public") -> i
 
 async def test_published_rooms_are_found_page_by_page(ground: Ground) -> None:
     alice, bob, nobody = ground.people("alice", "bob", "")
-    rooms = [await alice.creates(preset="public_chat", name=f"Room {n}", topic="music" if n % 2 else "films") for n in range(5)]
-    space = await alice.creates(preset="public_chat", visibility="public", name="Space", creation_content={"type": "m.space"})
+    rooms = [
+        await alice.creates(preset="public_chat", name=f"Room {n}", topic="music" if n % 2 else "films")
+        for n in range(5)
+    ]
+    space = await alice.creates(
+        preset="public_chat", visibility="public", name="Space", creation_content={"type": "m.space"}
+    )
     await bob.joins(rooms[3])
     assert await _publishes(bob, rooms[3]) == 403, "publishing is for moderators"
     for room in rooms:
@@ -56,7 +71,12 @@ async def test_published_rooms_are_found_page_by_page(ground: Ground) -> None:
     assert {r["room_id"] for r in listed["chunk"]} == {*rooms, space}, "a stranger sees what is published"
     assert listed["chunk"][0]["room_id"] == rooms[3], "the fullest first"
     first = listed["chunk"][0]
-    assert (first["name"], first["topic"], first["num_joined_members"], first["join_rule"]) == ("Room 3", "music", 2, "public")
+    assert (first["name"], first["topic"], first["num_joined_members"], first["join_rule"]) == (
+        "Room 3",
+        "music",
+        2,
+        "public",
+    )
     assert (first["world_readable"], first["guest_can_join"]) == (False, False), "and says what it needs to"
 
     pages, since = [], {}
@@ -66,7 +86,9 @@ async def test_published_rooms_are_found_page_by_page(ground: Ground) -> None:
         if "next_batch" not in page:
             break
         since = {"since": page["next_batch"]}
-    assert [len(p) for p in pages] == [2, 2, 2] and sum(pages, []) == [r["room_id"] for r in listed["chunk"]], "pages make up the list"
+    assert [len(p) for p in pages] == [2, 2, 2] and [r for p in pages for r in p] == [r["room_id"] for r in listed["chunk"]], (
+        "pages make up the list"
+    )
     back = await nobody.gets(f"{V3}/publicRooms", limit=2, since=page["prev_batch"])
     assert [r["room_id"] for r in back["chunk"]] == pages[1], "and lead back too"
 
@@ -82,6 +104,8 @@ async def test_published_rooms_are_found_page_by_page(ground: Ground) -> None:
     assert (await nobody.gets(f"{V3}/directory/list/room/{rooms[0]}"))["visibility"] == "private", "and says so"
     assert (await nobody.gets(f"{V3}/directory/list/room/{rooms[1]}"))["visibility"] == "public"
     assert (await nobody.asks("GET", f"{V3}/directory/list/room/!none:one.example"))[0] == 404
-    assert (await nobody.asks("GET", f"{V3}/publicRooms", server="two.example"))[0] == 401, "strangers can't make us ask others"
+    assert (await nobody.asks("GET", f"{V3}/publicRooms", server="two.example"))[0] == 401, (
+        "strangers can't make us ask others"
+    )
     assert (await nobody.asks("GET", f"{V3}/publicRooms", since="rubbish"))[0] == 400
     assert (await bob.asks("POST", f"{V3}/publicRooms", {"limit": "many"}))[0] == 400

@@ -15,7 +15,9 @@ async def test_answers_are_listed_by_kind_and_page(ground: Ground) -> None:
     await alice.says(room, "elsewhere")
     path = f"{V1}/rooms/{room}/relations/{root}"
 
-    assert [e["event_id"] for e in (await bob.gets(path))["chunk"]] == [edit, *replies[::-1]], "all of them, the newest first"
+    assert [e["event_id"] for e in (await bob.gets(path))["chunk"]] == [edit, *replies[::-1]], (
+        "all of them, the newest first"
+    )
     thread = await bob.gets(f"{path}/m.thread", limit=3)
     assert [said(e) for e in thread["chunk"]] == ["reply 6", "reply 5", "reply 4"], "by kind, a page of it"
     more = await bob.gets(f"{path}/m.thread", limit=3, **{"from": thread["next_batch"]})
@@ -26,7 +28,9 @@ async def test_answers_are_listed_by_kind_and_page(ground: Ground) -> None:
     assert [said(e) for e in forward["chunk"]] == [f"reply {n}" for n in range(4)], "the oldest first"
     rest = await bob.gets(f"{path}/m.thread", dir="f", limit=4, **{"from": forward["next_batch"]})
     assert [said(e) for e in rest["chunk"]] == [f"reply {n}" for n in range(4, 7)] and "next_batch" not in rest
-    assert [e["event_id"] for e in (await bob.gets(f"{path}/m.replace/m.room.encrypted"))["chunk"]] == [edit], "by type too"
+    assert [e["event_id"] for e in (await bob.gets(f"{path}/m.replace/m.room.encrypted"))["chunk"]] == [edit], (
+        "by type too"
+    )
     assert (await bob.gets(f"{path}/m.replace/m.room.message"))["chunk"] == [], "of which there may be none"
 
     await bob.does("PUT", f"{V3}/rooms/{room}/redact/{replies[6]}/r1", {})
@@ -43,7 +47,9 @@ async def test_recursion_follows_three_hops(ground: Ground) -> None:
         chain.append(await alice.says(room, f"{n}", rel_type="m.reference", event_id=chain[-1]))
     path = f"{V1}/rooms/{room}/relations/{chain[0]}"
     direct = await alice.gets(path)
-    assert [said(e) for e in direct["chunk"]] == ["1"] and "recursion_depth" not in direct, "without it, only direct answers"
+    assert [said(e) for e in direct["chunk"]] == ["1"] and "recursion_depth" not in direct, (
+        "without it, only direct answers"
+    )
     deep = await alice.gets(path, recurse="true")
     assert [said(e) for e in deep["chunk"]] == ["3", "2", "1"] and deep["recursion_depth"] == 3, "with it, three hops"
     page = await alice.gets(path, recurse="true", limit=2)

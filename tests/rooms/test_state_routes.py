@@ -10,17 +10,23 @@ async def test_state_is_read_whole_or_piece_by_piece(ground: Ground) -> None:
     room = await alice.creates(name="The den")
     state = await alice.gets(f"{V3}/rooms/{room}/state")
     types = [event["type"] for event in state]
-    assert len(types) == len(set(types)) and {"m.room.create", "m.room.name", "m.room.encryption"} <= set(types), "each once"
+    assert len(types) == len(set(types)) and {"m.room.create", "m.room.name", "m.room.encryption"} <= set(types), (
+        "each once"
+    )
     assert all(event["room_id"] == room for event in state), "and with its room"
     for path in ("m.room.name", "m.room.name/"):
-        assert await alice.gets(f"{V3}/rooms/{room}/state/{path}") == {"name": "The den"}, "an empty key may be left out"
+        assert await alice.gets(f"{V3}/rooms/{room}/state/{path}") == {"name": "The den"}, (
+            "an empty key may be left out"
+        )
     await alice.sets(room, "m.room.name", {"name": "The new den"})
     event = await alice.gets(f"{V3}/rooms/{room}/state/m.room.name", format="event")
     assert event["unsigned"]["prev_content"] == {"name": "The den"}, "the whole event says what it replaced"
     status, answer = await alice.asks("GET", f"{V3}/rooms/{room}/state/m.room.topic")
     assert (status, answer["errcode"]) == (404, "M_NOT_FOUND"), "what is not set is not found"
     assert (await alice.asks("GET", f"{V3}/rooms/{room}/state/m.room.name", format="x"))[0] == 400
-    assert (await alice.asks("GET", f"{V3}/rooms/!none:one.example/state"))[0] == 403, "a room nobody knows is like a closed one"
+    assert (await alice.asks("GET", f"{V3}/rooms/!none:one.example/state"))[0] == 403, (
+        "a room nobody knows is like a closed one"
+    )
     redacted = await alice.sets(room, "m.room.topic", {"topic": "slip"})
     await alice.does("PUT", f"{V3}/rooms/{room}/redact/{redacted}/r", {})
     assert await alice.gets(f"{V3}/rooms/{room}/state/m.room.topic") == {}, "state that was taken back is empty"

@@ -36,8 +36,12 @@ async def test_paging_back_from_a_sync_token_leaves_out_what_came_later(ground: 
     await alice.says(room, "after")
     token = f"s{ground.db.epoch}_{pos}_0123abcd-0"
 
-    assert await alice.reads(room, "b", **{"from": token}) == ["before"], "back from a /sync token is what came before it"
-    assert await alice.reads(room, "f", **{"from": token}) == ["after"], "forward from a /sync token is what came after it"
+    assert await alice.reads(room, "b", **{"from": token}) == ["before"], (
+        "back from a /sync token is what came before it"
+    )
+    assert await alice.reads(room, "f", **{"from": token}) == ["after"], (
+        "forward from a /sync token is what came after it"
+    )
     assert await alice.reads(room, "b", to=token) == ["after"], "`to` is where paging stops"
 
     status, answer = await alice.asks("GET", f"{V3}/rooms/{room}/messages", dir="b", **{"from": "s99_3_0123abcd-0"})
@@ -76,7 +80,12 @@ async def test_a_gap_is_filled_when_paging_back_reaches_it(ground: Ground) -> No
             tx.run("DELETE FROM gaps WHERE room_nid = $1", asked.nid)
             del missing[-100:]
             if missing:
-                tx.run("INSERT INTO gaps (room_nid, event_id, depth) VALUES ($1, $2, $3)", asked.nid, missing[-1].id, low + len(missing) + 1)
+                tx.run(
+                    "INSERT INTO gaps (room_nid, event_id, depth) VALUES ($1, $2, $3)",
+                    asked.nid,
+                    missing[-1].id,
+                    low + len(missing) + 1,
+                )
         await tx
         return True
 
@@ -85,7 +94,9 @@ async def test_a_gap_is_filled_when_paging_back_reaches_it(ground: Ground) -> No
     expected = [f"old {n}" for n in range(100)] + [f"far {n}" for n in range(500)] + [f"new {n}" for n in range(100)]
     assert await alice.reads(room_id, "b", 30) == expected[::-1], "700 messages come back each once, in order"
     assert await alice.reads(room_id, "f", 64) == expected, "and forward too"
-    assert await alice.reads(room_id, "b", 50, **{"from": f"a{pos}"}) == expected[::-1], "and from where a /sync stood before"
+    assert await alice.reads(room_id, "b", 50, **{"from": f"a{pos}"}) == expected[::-1], (
+        "and from where a /sync stood before"
+    )
     assert len(ground.backfills) == 5, "other servers were asked only where a gap was met"
     seen = await alice.gets(f"{V3}/rooms/{room_id}/context/{first}", limit=4)
     assert said(seen["events_before"][0]) == "far 499", "what was filled in lies before what cites it"
@@ -219,7 +230,9 @@ async def test_a_stub_is_not_shown_and_a_redacted_event_is_empty(ground: Ground)
     status, answer = await alice.asks("GET", f"{V3}/rooms/{room_id}/event/{clear}")
     assert (status, answer["errcode"]) == (404, "M_NOT_FOUND"), "a stub is not found"
     assert await alice.reads(room_id) == ["secret"], "nor is it in the history"
-    redaction = (await alice.does("PUT", f"{V3}/rooms/{room_id}/redact/{secret}/r1", {"reason": "slipped out"}))["event_id"]
+    redaction = (await alice.does("PUT", f"{V3}/rooms/{room_id}/redact/{secret}/r1", {"reason": "slipped out"}))[
+        "event_id"
+    ]
     event = await alice.gets(f"{V3}/rooms/{room_id}/event/{secret}")
     assert event["content"] == {}, "what was taken back is gone at once"
     assert event["unsigned"]["redacted_because"]["event_id"] == redaction, "and the answer says by what"
@@ -227,7 +240,13 @@ async def test_a_stub_is_not_shown_and_a_redacted_event_is_empty(ground: Ground)
 
 
 def test_tokens_read_what_they_write() -> None:
-    for token in (HistoryToken(7, 9), HistoryToken(7, -1), HistoryToken(7, 9, "b", 12), HistoryToken(7, 9, "f", 0), HistoryToken.at_pos(4)):
+    for token in (
+        HistoryToken(7, 9),
+        HistoryToken(7, -1),
+        HistoryToken(7, 9, "b", 12),
+        HistoryToken(7, 9, "f", 0),
+        HistoryToken.at_pos(4),
+    ):
         assert HistoryToken.parse(str(token), 1) == token, "a token survives its text"
     for text in ("", "x", "t", "t1", "a", "s1_", "t1_2c3", "a1 ", "t1_2\n", "s2_5_0"):
         try:
@@ -243,7 +262,9 @@ async def test_queries_use_their_indexes(ground: Ground) -> None:
 
     def plan(query: Any) -> str:
         values = (1, 1, 1, 0, 0, 1, 1, 1, 10)
-        return str(query.all("EXPLAIN QUERY PLAN " + timeline._BACK, *values)) + str(query.all("EXPLAIN QUERY PLAN " + timeline._FORTH, *values))
+        return str(query.all("EXPLAIN QUERY PLAN " + timeline._BACK, *values)) + str(
+            query.all("EXPLAIN QUERY PLAN " + timeline._FORTH, *values)
+        )
 
     told = await ground.db.read(plan)
     assert told.count("events_by_depth") == 2, f"history is read along its index: {told}"

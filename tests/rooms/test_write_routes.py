@@ -11,7 +11,9 @@ from tests.rooms.ground import V3, Ground, ciphertext
 
 
 async def _events(ground: Ground, event_type: str = "m.room.encrypted") -> int:
-    return int(await ground.db.read(lambda query: query.value("SELECT count(*) FROM events WHERE type = $1", event_type)))
+    return int(
+        await ground.db.read(lambda query: query.value("SELECT count(*) FROM events WHERE type = $1", event_type))
+    )
 
 
 async def test_a_retry_sends_nothing_twice_not_even_after_a_restart(tmp_path: Path) -> None:
@@ -23,7 +25,9 @@ async def test_a_retry_sends_nothing_twice_not_even_after_a_restart(tmp_path: Pa
         assert len({a["event_id"] for a in answers}) == 1, "eight at once make one event"
         first = answers[0]["event_id"]
         assert await _events(ground) == 1, "and one row"
-        assert (await phone.does("PUT", path, ciphertext("once")))["event_id"] != first, "another device has its own IDs"
+        assert (await phone.does("PUT", path, ciphertext("once")))["event_id"] != first, (
+            "another device has its own IDs"
+        )
         elsewhere = await alice.does("PUT", f"{V3}/rooms/{other}/send/m.room.encrypted/t1", ciphertext("there"))
         assert elsewhere["event_id"] != first, "an ID holds for one room"
         redacted = (await alice.does("PUT", f"{V3}/rooms/{room}/redact/{first}/t1", {}))["event_id"]
@@ -31,7 +35,9 @@ async def test_a_retry_sends_nothing_twice_not_even_after_a_restart(tmp_path: Pa
 
     async with Ground(tmp_path).opened() as ground:
         alice = ground.person("alice")
-        assert (await alice.does("PUT", path, ciphertext("once")))["event_id"] == first, "a restart does not forget what was sent"
+        assert (await alice.does("PUT", path, ciphertext("once")))["event_id"] == first, (
+            "a restart does not forget what was sent"
+        )
         again = await alice.does("PUT", f"{V3}/rooms/{room}/redact/{first}/t1", {})
         assert again["event_id"] == redacted, "nor what was taken back"
         assert await _events(ground) == 3, "nothing was sent twice"
@@ -40,7 +46,9 @@ async def test_a_retry_sends_nothing_twice_not_even_after_a_restart(tmp_path: Pa
 
     async with Ground(tmp_path).opened() as ground:
         alice = ground.person("alice")
-        assert (await alice.does("PUT", path, ciphertext("once")))["event_id"] == first, "even if she could not send it now"
+        assert (await alice.does("PUT", path, ciphertext("once")))["event_id"] == first, (
+            "even if she could not send it now"
+        )
         fresh = f"{V3}/rooms/{room}/send/m.room.encrypted/t2"
         assert (await alice.asks("PUT", fresh, ciphertext("new")))[0] == 403, "what is new is refused"
 
@@ -59,7 +67,9 @@ async def test_a_failed_send_may_be_tried_again_under_its_id(ground: Ground) -> 
 async def test_the_seal_speaks_before_anything_is_written(ground: Ground) -> None:
     alice = ground.person("alice")
     room = await alice.creates()
-    status, answer = await alice.asks("PUT", f"{V3}/rooms/{room}/send/m.room.message/t1", {"msgtype": "m.text", "body": "in clear"})
+    status, answer = await alice.asks(
+        "PUT", f"{V3}/rooms/{room}/send/m.room.message/t1", {"msgtype": "m.text", "body": "in clear"}
+    )
     assert (status, answer["errcode"]) == (403, "M_FORBIDDEN"), "readable messages are refused"
     status, answer = await alice.asks("PUT", f"{V3}/rooms/{room}/redact/$hidden-words-in-the-target/t1", {})
     assert (status, answer["errcode"]) == (400, "M_INVALID_PARAM"), "nor can words be hidden in what is taken back"
@@ -77,13 +87,19 @@ async def test_a_redaction_may_be_sent_as_an_event_in_every_version(ground: Grou
         sent = f"{V3}/rooms/{room}/send/m.room.redaction"
         redaction = (await bob.does("PUT", f"{sent}/r1", {"redacts": his, "reason": "typo"}))["event_id"]
         event = await bob.gets(f"{V3}/rooms/{room}/event/{redaction}")
-        assert event["redacts"] == his == event["content"]["redacts"], f"version {version}: clients of all ages find the target"
+        assert event["redacts"] == his == event["content"]["redacts"], (
+            f"version {version}: clients of all ages find the target"
+        )
         assert "reason" not in event["content"], "free text is left out"
-        assert (await bob.asks("PUT", f"{sent}/r2", {"redacts": hers}))[0] == 403, "only a moderator takes back others' words"
+        assert (await bob.asks("PUT", f"{sent}/r2", {"redacts": hers}))[0] == 403, (
+            "only a moderator takes back others' words"
+        )
         assert (await alice.asks("PUT", f"{sent}/r3", {"redacts": his}))[0] == 200, "she is one"
         assert (await bob.asks("PUT", f"{sent}/r4", {}))[0] == 400, "a redaction names its target"
         stored = await ground.rooms.event(redaction)
-        assert stored is not None and ("redacts" in stored.event.pdu) == (version == "10"), "the event has its version's form"
+        assert stored is not None and ("redacts" in stored.event.pdu) == (version == "10"), (
+            "the event has its version's form"
+        )
 
 
 async def test_memberships_set_as_state_go_the_same_way(ground: Ground) -> None:
@@ -91,14 +107,24 @@ async def test_memberships_set_as_state_go_the_same_way(ground: Ground) -> None:
     room = await alice.creates()
 
     async def sets(who: str, target: str, membership: str) -> tuple[int, dict[str, str]]:
-        return await ground.person(who).asks("PUT", f"{V3}/rooms/{room}/state/m.room.member/{target}", {"membership": membership})
+        return await ground.person(who).asks(
+            "PUT", f"{V3}/rooms/{room}/state/m.room.member/{target}", {"membership": membership}
+        )
 
     assert (await sets("bob", bob.id, "join"))[0] == 403, "nobody comes in uninvited"
     status, answer = await sets("alice", bob.id, "invite")
     assert status == 200 and ground.rooms.membership(room, bob.id) == "invite", "she may invite him"
-    assert (await ground.room(room)).state[("m.room.member", bob.id)] == answer["event_id"], "the answer names the event"
+    assert (await ground.room(room)).state[("m.room.member", bob.id)] == answer["event_id"], (
+        "the answer names the event"
+    )
     assert (await sets("alice", bob.id, "join"))[0] == 403, "but not make him join"
-    for who, membership in (("bob", "join"), ("alice", "leave"), ("alice", "ban"), ("alice", "leave"), ("alice", "invite")):
+    for who, membership in (
+        ("bob", "join"),
+        ("alice", "leave"),
+        ("alice", "ban"),
+        ("alice", "leave"),
+        ("alice", "invite"),
+    ):
         assert (await sets(who, bob.id, membership))[0] == 200, f"{who} sets {membership}"
         assert ground.rooms.membership(room, bob.id) == membership, "and so it is"
     assert (await sets("alice", bob.id, "dance"))[0] == 400, "a membership is one of five"
@@ -122,7 +148,9 @@ async def test_coming_and_going_by_the_endpoints(ground: Ground) -> None:
         assert ground.rooms.membership(room, bob.id) == now, f"after {act}"
     await bob.leaves(room)
     await bob.does("POST", f"{V3}/rooms/{room}/forget")
-    status, answer = await alice.asks("POST", f"{V3}/rooms/{room}/invite", {"medium": "email", "address": "bob@example.org"})
+    status, answer = await alice.asks(
+        "POST", f"{V3}/rooms/{room}/invite", {"medium": "email", "address": "bob@example.org"}
+    )
     assert (status, answer["errcode"]) == (403, "M_THREEPID_DENIED"), "no invitations by e-mail"
     raw = await ground.db.read(lambda query: b"".join(bytes(row[0]) for row in query.all("SELECT json FROM events")))
     assert b"words" not in raw, "no reason was written"
@@ -180,11 +208,29 @@ async def test_audit_names_the_rule_of_every_event(ground: Ground) -> None:
     counts, findings = await ground.db.read(ground.part.audit)
     assert not findings, f"what the relay wrote may all exist: {findings}"
     total = sum(n for name, n in counts.items() if name.startswith("events: ") and "keys beside" not in name)
-    assert total == await ground.db.read(lambda query: query.value("SELECT count(*) FROM events")), "every row is counted once"
+    assert total == await ground.db.read(lambda query: query.value("SELECT count(*) FROM events")), (
+        "every row is counted once"
+    )
     assert counts["events: ciphertext"] == 1 and counts["events: room profile"] == 1, "each under its rule"
     with ground.db.write() as tx:
         raw = b'{"type":"m.room.message","content":{"body":"planted"}}'
-        tx.run(store.INSERT_EVENT, 9_999_999, "$planted", 1, None, 1, "m.room.message", bob.id, None, None, 0, None, None, None, raw)
+        tx.run(
+            store.INSERT_EVENT,
+            9_999_999,
+            "$planted",
+            1,
+            None,
+            1,
+            "m.room.message",
+            bob.id,
+            None,
+            None,
+            0,
+            None,
+            None,
+            None,
+            raw,
+        )
         told = b'[{"type":"org.example.words","state_key":"","content":{"text":"planted"}}]'
         tx.run("UPDATE memberships SET stripped = $2 WHERE user_id = $1", bob.id, told)
     await tx

@@ -69,6 +69,6 @@ async def test_registration_is_closed_unless_the_operator_opens_it(town: Town) -
     refused = await mallory.is_refused(mallory.registers())
     assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN"), "the door is closed by default"
     assert "operator" in refused.text, "she is told whom to ask"
-    await house.server.commands["user.add"](localpart="mallory", password=PASSWORD)
+    await house.command("user.add", localpart="mallory", password=PASSWORD)
     await mallory.signs_in()
     assert (await mallory.calls("GET", "account/whoami"))["user_id"] == mallory.id, "whom the operator adds can sign in"

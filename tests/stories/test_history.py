@@ -1,0 +1,136 @@
+"""One relay: limited timelines and paging. A hundred events, each once, both ways."""
+
+from __future__ import annotations
+
+from tests.town import Town
+
+
+async def test_a_hundred_messages_are_paged_each_once_both_ways(town: Town) -> None:
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room(with_=bob)
+    sent = [await alice.sends(room) for _ in range(100)]
+    answer = await bob.syncs()
+    timeline = answer["rooms"]["join"][room]["timeline"]
+    assert timeline["limited"] is True, "a long room is cut for a first sync"
+    newest = [e["event_id"] for e in timeline["events"]]
+    assert newest == sent[-len(newest) :], "what is shown is the newest"
+    older = [e["event_id"] for e in await bob.history(room, "b", timeline["prev_batch"], step=7)]
+    back = list(reversed(older)) + newest
+    assert [e for e in back if e in set(sent)] == sent, "what the sync left out is paged, without a gap and without a repetition"
+    assert len(back) == len(set(back)), "each event comes once"
+    forth = [e["event_id"] for e in await bob.history(room, "f", step=13)]
+    assert forth == back, "from the other end it is the same"
+
+
+async def test_a_gap_in_the_sync_is_closed_by_paging_back_to_where_she_was(town: Town) -> None:
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room(with_=bob)
+    await bob.syncs()
+    stood = bob.since
+    sent = [await alice.sends(room) for _ in range(30)]
+    answer = await bob.syncs()
+    timeline = answer["rooms"]["join"][room]["timeline"]
+    assert timeline["limited"] is True
+    shown = [e["event_id"] for e in timeline["events"]]
+    missing = await bob.calls(
+        "GET", f"rooms/{room.replace('!', '%21').replace(':', '%3A')}/messages", dir="b", limit=100, to=stood, **{"from": timeline["prev_batch"]}
+    )
+    paged = [e["event_id"] for e in reversed(missing["chunk"])]
+    assert paged + shown == sent, "from the gap's edge to where she stood, nothing is lost and nothing is doubled"
+
+
+async def test_state_that_changed_inside_the_gap_comes_with_the_sync(town: Town) -> None:
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room(with_=bob)
+    await bob.syncs()
+    await alice.sets(room, "m.room.name", {"name": "New name"})
+    for _ in range(20):
+        await alice.sends(room)
+    answer = await bob.syncs()
+    state = {(e["type"], e["state_key"]): e["content"] for e in answer["rooms"]["join"][room]["state"]["events"]}
+    assert state == {("m.room.name", ""): {"name": "New name"}}, "the name changed where she could not see it, so it is told"
+
+
+async def test_context_shows_what_stood_around_a_message(town: Town) -> None:
+    alice = await town.user("alice@one")
+    room = await alice.creates_room()
+    sent = [await alice.sends(room) for _ in range(11)]
+    around = await alice.calls("GET", f"rooms/{room.replace('!', '%21')}/context/{sent[5].replace('$', '%24')}", limit=4)
+    assert around["event"]["event_id"] == sent[5]
+    assert [e["event_id"] for e in around["events_before"]] == [sent[4], sent[3]], "before: newest first"
+    assert [e["event_id"] for e in around["events_after"]] == [sent[6], sent[7]], "after: oldest first"
+    more = await alice.history(room, "b", around["start"], step=50)
+    assert [e["event_id"] for e in more][:4] == [sent[2], sent[1], sent[0]][:3] + [more[3]["event_id"]], "paging goes on from there"
+    later = await alice.history(room, "f", around["end"], step=50)
+    assert [e["event_id"] for e in later] == sent[8:], "and forth"
+
+
+async def test_lazy_members_come_when_they_speak(town: Town) -> None:
+    alice, bob, carol = await town.users("alice@one", "bob@one", "carol@one")
+    room = await alice.creates_room(with_=[bob, carol])
+    for _ in range(12):
+        await alice.sends(room)
+    lazy = '{"room":{"state":{"lazy_load_members":true},"timeline":{"limit":5}}}'
+    answer = await bob.syncs(filter=lazy)
+    told = {e["state_key"] for e in answer["rooms"]["join"][room]["state"]["events"] if e["type"] == "m.room.member"}
+    assert alice.id in told and carol.id not in told, "who speaks is introduced, who is silent is not"
+    assert answer["rooms"]["join"][room]["summary"]["m.joined_member_count"] == 3, "but counted"
+    await carol.sends(room)
+    answer = await bob.syncs(filter=lazy)
+    told = {e["state_key"] for e in answer["rooms"]["join"][room]["state"]["events"] if e["type"] == "m.room.member"}
+    assert carol.id in told, "who begins to speak is introduced then"
+
+
+async def test_state_after_is_the_state_at_the_end(town: Town) -> None:
+    alice = await town.user("alice@one")
+    room = await alice.creates_room(name="First")
+    await alice.syncs()
+    await alice.sets(room, "m.room.name", {"name": "Second"})
+    answer = await alice.calls("GET", "sync", since=alice.since, use_state_after="true")
+    shown = answer["rooms"]["join"][room]
+    assert "state" not in shown, "one of the two ways is taken"
+    after = {(e["type"], e["state_key"]): e["content"] for e in shown["state_after"]["events"]}
+    assert after["m.room.name", ""] == {"name": "Second"}
+
+
+async def test_a_redaction_takes_the_ciphertext_out_of_every_answer(town: Town) -> None:
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room(with_=bob)
+    sent = await alice.sends(room)
+    assert await bob.sees(sent)
+    refused = await bob.is_refused(bob.redacts(room, sent))
+    assert refused.status == 403, "others' messages are not hers to take back"
+    redaction = await alice.redacts(room, sent, reason="a private remark")
+    seen = await bob.sees(redaction)
+    assert seen is not None and "reason" not in seen["content"], "the redaction arrives, its reason does not"
+    event = await bob.event(room, sent)
+    assert event["content"] == {}, "the ciphertext is gone"
+    assert event["unsigned"]["redacted_because"]["event_id"] == redaction, "and it is said why"
+    page = {e["event_id"]: e for e in await bob.history(room)}
+    assert page[sent]["content"] == {}, "also from the history"
+    bob.forget_everything()
+    await bob.syncs()
+    found = bob.has(sent)
+    assert found is not None and found["content"] == {}, "also from a first sync"
+    again = await alice.sends(room)
+    await alice.redacts(room, again)
+    assert (await alice.event(room, again))["content"] == {}
+
+
+async def test_relations_are_bundled(town: Town) -> None:
+    from tests.people import ciphertext
+
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room(with_=bob)
+    root = await alice.sends(room)
+    replies = [
+        await bob.sends(room, ciphertext(**{"m.relates_to": {"rel_type": "m.thread", "event_id": root}})) for _ in range(3)
+    ]
+    where = f"/_matrix/client/v1/rooms/{room.replace('!', '%21')}/relations/{root.replace('$', '%24')}"
+    listed = await alice.calls("GET", where + "/m.thread")
+    assert [e["event_id"] for e in listed["chunk"]] == list(reversed(replies)), "the thread is listed, newest first"
+    thread = (await alice.event(room, root))["unsigned"]["m.relations"]["m.thread"]
+    assert thread["count"] == 3 and thread["latest_event"]["event_id"] == replies[-1], "its root says how long it is"
+    assert thread["current_user_participated"] is False
+    mine = (await bob.event(room, root))["unsigned"]["m.relations"]["m.thread"]
+    assert mine["current_user_participated"] is True, "each person's own part in it is hers"
