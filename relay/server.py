@@ -262,7 +262,7 @@ class Server:
         self._parts += [
             keyring, Notary(name, key, keyring, clock), outbox, ServesMedia(media),
             Queries(name, VERSION, directory, profiles, device_keys, one_time_keys),
-            Inbound(rooms, receiver, invites, edus), invites, Answers(name, db, clock, rooms, asking, chains),
+            Inbound(rooms, receiver, edus, invites), invites, Answers(name, db, clock, rooms, asking, chains),
             Joins(db, rooms, sender, members, receiver, remote, asking, chains, key),
         ]  # fmt: skip
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -44,8 +44,7 @@ _DEVICE_LIFE = "until the device signs out"
 _BATCH_LIFE = "until all keys of one upload are handed out, and a week more"
 
 
-@dataclass(slots=True, frozen=True)
-class Key:
+class Key(NamedTuple):
     algorithm: str
     key_id: str
     keys: bytes
@@ -70,10 +69,17 @@ class OneTimeKeys(Part):
                     "user_id": ("whose keys they are", _BATCH_LIFE),
                     "device_id": ("which device's keys they are", _BATCH_LIFE),
                     "algorithm": ("what they are for", _BATCH_LIFE),
-                    "pos": ("when they were uploaded: the order of handing out", _BATCH_LIFE),
+                    "batch": ("which upload: the order of handing out", _BATCH_LIFE),
                     "number": ("how many they were", _BATCH_LIFE),
                     "taken": ("how many of them were handed out", _BATCH_LIFE),
                     "used_up_on": ("the day on which the last was handed out", _BATCH_LIFE),
+                },
+            ),
+            Table(
+                "one_time_key_values",
+                "public keys, made to be handed out once",
+                {
+                    "batch": ("which upload", _BATCH_LIFE),
                     "keys": ("the names, public keys and signatures", _BATCH_LIFE),
                 },
             ),
@@ -93,10 +99,11 @@ class OneTimeKeys(Part):
         steps=(
             """
             CREATE TABLE one_time_keys (
-                user_id TEXT NOT NULL, device_id TEXT NOT NULL, algorithm TEXT NOT NULL, pos BIGINT NOT NULL,
-                number BIGINT NOT NULL, taken BIGINT NOT NULL, used_up_on BIGINT, keys BYTES NOT NULL,
-                PRIMARY KEY (user_id, device_id, algorithm, pos));
+                batch BIGINT PRIMARY KEY, user_id TEXT NOT NULL, device_id TEXT NOT NULL, algorithm TEXT NOT NULL,
+                number BIGINT NOT NULL, taken BIGINT NOT NULL, used_up_on BIGINT);
+            CREATE INDEX one_time_keys_of_device ON one_time_keys (user_id, device_id, algorithm, batch);
             CREATE INDEX one_time_keys_used_up ON one_time_keys (used_up_on) WHERE used_up_on IS NOT NULL;
+            CREATE TABLE one_time_key_values (batch BIGINT PRIMARY KEY, keys BYTES NOT NULL);
             CREATE TABLE fallback_keys (
                 user_id TEXT NOT NULL, device_id TEXT NOT NULL, algorithm TEXT NOT NULL, key_id TEXT NOT NULL,
                 keys BYTES NOT NULL, used SMALLINT NOT NULL, PRIMARY KEY (user_id, device_id, algorithm))
@@ -123,65 +130,19 @@ class OneTimeKeys(Part):
 
         The write fails where the device has signed out meanwhile.
         """
-        pos = tx.pos()
+        batches = {algorithm: tx.pos() for algorithm in dict.fromkeys(key.algorithm for key in one_time)}
 
         def store(query: Query) -> dict[str, int]:
             if device_id not in self._devices.ids(query, user_id):
                 raise UnknownToken("This device has signed out. Sign in again.")
             if one_time:
-                self._store(query, user_id, device_id, one_time, pos)
+                _store(query, user_id, device_id, one_time, batches)
             for key in fallback:
-                self._store_fallback(query, user_id, device_id, key)
+                _store_fallback(query, user_id, device_id, key)
             return _counts(query, user_id, device_id)
 
         tx.call(store)
         tx.after(lambda: self._supplies.drop((user_id, device_id)))
-
-    def _store(self, query: Query, user_id: str, device_id: str, keys: list[Key], pos: int) -> None:
-        have: dict[str, Any] = {}
-        left = 0
-        for number, taken, lines in query.all(
-            "SELECT number, taken, keys FROM one_time_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id
-        ):
-            have |= orjson.loads(b"{%b}" % lines.replace(BETWEEN, b","))
-            left += number - taken
-        new: dict[str, list[bytes]] = {}
-        for key in keys:
-            # Handed out or not, a key that came once is not taken a second time.
-            if key.key_id not in have:
-                new.setdefault(key.algorithm, []).append(b"%b:%b" % (orjson.dumps(key.key_id), key.keys))
-                left += 1
-            elif not _same_key(have[key.key_id], orjson.loads(key.keys)):
-                raise InvalidParam(
-                    f"There is already another one-time key with the name {key.key_id}. Upload new keys under new names."
-                )
-        if left > MAX_KEYS_PER_DEVICE:
-            raise TooLarge(f"A device can have {MAX_KEYS_PER_DEVICE} unclaimed one-time keys. Upload fewer.")
-        query.many(
-            "INSERT INTO one_time_keys (user_id, device_id, algorithm, pos, number, taken, keys) "
-            "VALUES ($1, $2, $3, $4, $5, 0, $6)",
-            [(user_id, device_id, algorithm, pos, len(lines), BETWEEN.join(lines)) for algorithm, lines in new.items()],
-        )
-
-    def _store_fallback(self, query: Query, user_id: str, device_id: str, key: Key) -> None:
-        old = query.one(
-            "SELECT key_id, keys FROM fallback_keys WHERE user_id = $1 AND device_id = $2 AND algorithm = $3",
-            user_id,
-            device_id,
-            key.algorithm,
-        )
-        if old == (key.key_id, key.keys):
-            return  # repeated, because the answer was lost: whether it was used has not changed
-        query.run(
-            "INSERT INTO fallback_keys (user_id, device_id, algorithm, key_id, keys, used) VALUES ($1, $2, $3, $4, $5, 0) "
-            "ON CONFLICT (user_id, device_id, algorithm) DO UPDATE SET "
-            "key_id = excluded.key_id, keys = excluded.keys, used = 0",
-            user_id,
-            device_id,
-            key.algorithm,
-            key.key_id,
-            key.keys,
-        )
 
     # --- what is left
 
@@ -213,10 +174,12 @@ class OneTimeKeys(Part):
 
         def claim(query: Query) -> dict[str, dict[str, Any]]:
             found: dict[str, dict[str, Any]] = {}
+            taken: list[tuple[int, int, int | None]] = []
             for user_id, device_id, algorithm in asked:
-                line = _take(query, user_id, device_id, algorithm, day)
+                line = _take(query, user_id, device_id, algorithm, day, taken)
                 if line is not None:
                     found.setdefault(user_id, {})[device_id] = orjson.Fragment(b"{%b}" % line)
+            query.many("UPDATE one_time_keys SET taken = $2, used_up_on = $3 WHERE batch = $1", taken)
             return found
 
         with self._db.write() as tx:
@@ -264,14 +227,26 @@ class OneTimeKeys(Part):
     # --- going
 
     def device_deleted(self, tx: Tx, user_id: str, device_id: str) -> None:
+        tx.run(
+            "DELETE FROM one_time_key_values WHERE batch IN "
+            "(SELECT batch FROM one_time_keys WHERE user_id = $1 AND device_id = $2)",
+            user_id,
+            device_id,
+        )
         tx.run("DELETE FROM one_time_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)
         tx.run("DELETE FROM fallback_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)
         tx.after(lambda: self._supplies.drop((user_id, device_id)))
 
     async def run(self) -> None:
         while True:
+            oldest = self._clock.now() // DAY - USED_UP_KEPT_DAYS
             with self._db.write() as tx:
-                tx.run("DELETE FROM one_time_keys WHERE used_up_on < $1", self._clock.now() // DAY - USED_UP_KEPT_DAYS)
+                tx.run(
+                    "DELETE FROM one_time_key_values WHERE batch IN "
+                    "(SELECT batch FROM one_time_keys WHERE used_up_on < $1)",
+                    oldest,
+                )
+                tx.run("DELETE FROM one_time_keys WHERE used_up_on < $1", oldest)
             await self._clock.sleep(SWEEP_SECONDS)
 
 
@@ -291,7 +266,7 @@ def parse(body: Mapping[str, Any], name: str, most: int) -> list[Key]:
             raise BadJson(f"The names in {name} look like ALGORITHM:ID.")
         if not isinstance(value, (str, dict)):
             raise BadJson(f"The values in {name} are keys: strings or objects.")
-        raw = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        raw = orjson.dumps(value)
         if len(raw) > MAX_KEY_BYTES:
             raise TooLarge(f"A key in {name} is larger than {MAX_KEY_BYTES} bytes.")
         keys.append(Key(algorithm, key_id, raw))
@@ -349,28 +324,79 @@ def _counts(query: Query, user_id: str, device_id: str) -> dict[str, int]:
     return counts
 
 
-def _take(query: Query, user_id: str, device_id: str, algorithm: str, day: int) -> bytes | None:
-    """The next key as `"name":value`, which nobody else will get; else the fallback key."""
+def _store(query: Query, user_id: str, device_id: str, keys: list[Key], batches: Mapping[str, int]) -> None:
+    have: dict[str, Any] = {}
+    left = 0
+    for number, taken, lines in query.all(
+        "SELECT b.number, b.taken, v.keys FROM one_time_keys b JOIN one_time_key_values v ON v.batch = b.batch "
+        "WHERE b.user_id = $1 AND b.device_id = $2",
+        user_id,
+        device_id,
+    ):
+        have |= orjson.loads(b"{%b}" % lines.replace(BETWEEN, b","))
+        left += number - taken
+    new: dict[str, list[bytes]] = {}
+    for key in keys:
+        # Handed out or not, a key that came once is not taken a second time.
+        if key.key_id not in have:
+            new.setdefault(key.algorithm, []).append(b"%b:%b" % (orjson.dumps(key.key_id), key.keys))
+            left += 1
+        elif not _same_key(have[key.key_id], orjson.loads(key.keys)):
+            raise InvalidParam(
+                f"There is already another one-time key with the name {key.key_id}. Upload new keys under new names."
+            )
+    if left > MAX_KEYS_PER_DEVICE:
+        raise TooLarge(f"A device can have {MAX_KEYS_PER_DEVICE} unclaimed one-time keys. Upload fewer.")
+    for algorithm, lines in new.items():
+        query.run(
+            "INSERT INTO one_time_keys (batch, user_id, device_id, algorithm, number, taken) VALUES ($1, $2, $3, $4, $5, 0)",
+            batches[algorithm],
+            user_id,
+            device_id,
+            algorithm,
+            len(lines),
+        )
+        query.run(
+            "INSERT INTO one_time_key_values (batch, keys) VALUES ($1, $2)", batches[algorithm], BETWEEN.join(lines)
+        )
+
+
+def _store_fallback(query: Query, user_id: str, device_id: str, key: Key) -> None:
+    old = query.one(
+        "SELECT key_id, keys FROM fallback_keys WHERE user_id = $1 AND device_id = $2 AND algorithm = $3",
+        user_id,
+        device_id,
+        key.algorithm,
+    )
+    if old == (key.key_id, key.keys):
+        return  # repeated, because the answer was lost: whether it was used has not changed
+    query.run(
+        "INSERT INTO fallback_keys (user_id, device_id, algorithm, key_id, keys, used) VALUES ($1, $2, $3, $4, $5, 0) "
+        "ON CONFLICT (user_id, device_id, algorithm) DO UPDATE SET "
+        "key_id = excluded.key_id, keys = excluded.keys, used = 0",
+        user_id,
+        device_id,
+        key.algorithm,
+        key.key_id,
+        key.keys,
+    )
+
+
+def _take(
+    query: Query, user_id: str, device_id: str, algorithm: str, day: int, taken: list[tuple[int, int, int | None]]
+) -> bytes | None:
+    """The next key as `"name":value`, which nobody else gets once `taken` is written; else the fallback key."""
     row = query.one(
-        "SELECT pos, number, taken, keys FROM one_time_keys "
-        "WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 AND taken < number ORDER BY pos LIMIT 1",
+        "SELECT b.batch, b.number, b.taken, v.keys FROM one_time_keys b JOIN one_time_key_values v ON v.batch = b.batch "
+        "WHERE b.user_id = $1 AND b.device_id = $2 AND b.algorithm = $3 AND b.taken < b.number ORDER BY b.batch LIMIT 1",
         user_id,
         device_id,
         algorithm,
     )
     if row is not None:
-        pos, number, taken, lines = row
-        query.run(
-            "UPDATE one_time_keys SET taken = $5, used_up_on = $6 "
-            "WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 AND pos = $4",
-            user_id,
-            device_id,
-            algorithm,
-            pos,
-            taken + 1,
-            day if taken + 1 == number else None,
-        )
-        line: bytes = lines.split(BETWEEN)[taken]
+        batch, number, before, lines = row
+        taken.append((batch, before + 1, day if before + 1 == number else None))
+        line: bytes = lines.split(BETWEEN, before + 1)[before]
         return line
     row = query.one(
         "UPDATE fallback_keys SET used = 1 WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 RETURNING key_id, keys",

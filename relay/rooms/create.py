@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from relay.db import Database
+from relay.db import Database, IntegrityError
 from relay.doors import Doors
-from relay.errors import ApiError, BadJson, Forbidden, InvalidParam, NotAllowed
+from relay.errors import ApiError, BadJson, Forbidden, InvalidParam, NotAllowed, RemoteError
 from relay.ids import is_user_id, random_string, require_user_id, server_of
 from relay.protocol import event as events
 from relay.protocol.event import Event
@@ -95,6 +95,8 @@ class Creator:
             if await self._db.read(lambda query: query.value("SELECT 1 FROM aliases WHERE alias = $1", alias)):
                 raise ApiError("This address is taken. Choose another room alias.", errcode="M_ROOM_IN_USE")
             await self._doors.alias(user_id, alias, "")
+        if body.get("visibility") == "public":
+            await self._doors.publish_room(user_id, "")
         room_id = await self._write(version, user_id, creation, plan, alias, body.get("visibility") == "public")
         direct = {"is_direct": True} if get_bool(body, "is_direct", False) else {}
         for target in invited:
@@ -103,6 +105,8 @@ class Creator:
             except ApiError as no:
                 if len(invited) == 1 and server_of(target) == self._server_name:
                     raise no
+            except RemoteError:
+                continue
         return room_id
 
     def _version(self, body: dict[str, Any]) -> RoomVersion:
@@ -288,5 +292,11 @@ class Creator:
                     room.published = True
         except NotAllowed as no:
             raise ApiError(f"The room can't be made like this: {no.reason}.", errcode="M_INVALID_ROOM_STATE") from no
-        await tx
+        try:
+            await tx
+        except IntegrityError:
+            if alias is None:
+                raise
+            # Somebody else took it between the look and the write.
+            raise ApiError("This address is taken. Choose another room alias.", errcode="M_ROOM_IN_USE") from None
         return create.room_id

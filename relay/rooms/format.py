@@ -133,7 +133,9 @@ MAX_REFERENCES = 50
 MAX_EDITS_COMPARED = 100
 
 
-def bundles(query: Query, one: Stored, version: RoomVersion, user_id: str, *, in_thread: bool = False) -> dict[str, Any]:
+def bundles(
+    query: Query, one: Stored, version: RoomVersion, user_id: str, *, in_thread: bool = False
+) -> dict[str, Any]:
     """What later events say of this one, by relation type. Spec: client-server-api/#aggregations-of-child-events
 
     Threads do not nest: of an event that is shown as a thread's latest, no thread is told.

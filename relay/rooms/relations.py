@@ -35,13 +35,13 @@ _CHILDREN = (
     f"AND e.redacted_by IS NULL AND (e.marks & {HIDDEN}) = 0 "
     "AND (CAST($7 AS TEXT) IS NULL OR r.rel_type = $7) AND (CAST($8 AS TEXT) IS NULL OR e.type = $8) "
 )
+# An event relates to one other at most, so that there is one way to each.
 _DESCENDANTS = (
-    "WITH RECURSIVE family (nid, event_id, hop) AS ("
-    "SELECT e.nid, e.event_id, 1 FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 "
-    "UNION SELECT e.nid, e.event_id, family.hop + 1 FROM family JOIN relations r ON r.target_id = family.event_id "
-    "JOIN events e ON e.nid = r.event_nid WHERE family.hop < $10) "
-    f"SELECT {COLUMNS} FROM (SELECT DISTINCT nid FROM family LIMIT {MAX_RECURSED}) f JOIN events e ON e.nid = f.nid "
-    "JOIN relations r ON r.event_nid = e.nid "
+    "WITH RECURSIVE family (nid, event_id, room_nid, rel_type, hop) AS ("
+    "SELECT e.nid, e.event_id, r.room_nid, r.rel_type, 1 FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 "
+    "UNION ALL SELECT e.nid, e.event_id, r.room_nid, r.rel_type, family.hop + 1 FROM family "
+    "JOIN relations r ON r.target_id = family.event_id JOIN events e ON e.nid = r.event_nid WHERE family.hop < $10) "
+    f"SELECT {COLUMNS} FROM (SELECT nid, room_nid, rel_type FROM family LIMIT {MAX_RECURSED}) r JOIN events e ON e.nid = r.nid "
     "WHERE r.room_nid = $2 AND e.pos IS NOT NULL AND (e.depth, e.pos) <= ($3, $4) AND (e.depth, e.pos) > ($5, $6) "
     f"AND e.redacted_by IS NULL AND (e.marks & {HIDDEN}) = 0 "
     "AND (CAST($7 AS TEXT) IS NULL OR r.rel_type = $7) AND (CAST($8 AS TEXT) IS NULL OR e.type = $8) "

@@ -86,9 +86,9 @@ async def test_published_rooms_are_found_page_by_page(ground: Ground) -> None:
         if "next_batch" not in page:
             break
         since = {"since": page["next_batch"]}
-    assert [len(p) for p in pages] == [2, 2, 2] and [r for p in pages for r in p] == [r["room_id"] for r in listed["chunk"]], (
-        "pages make up the list"
-    )
+    assert [len(p) for p in pages] == [2, 2, 2] and [r for p in pages for r in p] == [
+        r["room_id"] for r in listed["chunk"]
+    ], "pages make up the list"
     back = await nobody.gets(f"{V3}/publicRooms", limit=2, since=page["prev_batch"])
     assert [r["room_id"] for r in back["chunk"]] == pages[1], "and lead back too"
 

@@ -75,3 +75,26 @@ async def test_threads_are_listed_by_their_latest_answer(ground: Ground) -> None
     second = await bob.gets(f"{V1}/rooms/{room}/threads", limit=2, **{"from": first["next_batch"]})
     assert [said(e) for e in second["chunk"]] == ["root 1"] and "next_batch" not in second, "page by page"
     assert (await bob.asks("GET", f"{V1}/rooms/{room}/threads", include="some"))[0] == 400
+
+
+async def test_nobody_speaks_into_another_rooms_thread(ground: Ground) -> None:
+    alice, eve = ground.people("alice", "eve")
+    room, hers = await alice.creates(), await eve.creates()
+    root = await alice.says(room, "root")
+    await eve.says(hers, "intruder", rel_type="m.thread", event_id=root)
+    event = await alice.gets(f"{V3}/rooms/{room}/event/{root}")
+    assert "m.relations" not in event["unsigned"], "an event of another room adds nothing to it"
+    for path in (f"relations/{root}", "threads"):
+        assert (await alice.gets(f"{V1}/rooms/{room}/{path}"))["chunk"] == [], f"nor to {path}"
+    assert (await alice.gets(f"{V1}/rooms/{room}/relations/{root}", recurse="true"))["chunk"] == []
+
+
+async def test_a_long_chain_of_threads_does_not_break_reading(ground: Ground) -> None:
+    alice = ground.person("alice")
+    room = await alice.creates()
+    root = latest = await alice.says(room, "0")
+    for n in range(1, 40):
+        latest = await alice.says(room, f"{n}", rel_type="m.thread", event_id=latest)
+    event = await alice.gets(f"{V3}/rooms/{room}/event/{root}")
+    shown = event["unsigned"]["m.relations"]["m.thread"]["latest_event"]
+    assert said(shown) == "1" and "m.relations" not in shown.get("unsigned", {}), "threads do not nest"

@@ -156,6 +156,14 @@ async def test_coming_and_going_by_the_endpoints(ground: Ground) -> None:
     assert b"words" not in raw, "no reason was written"
 
 
+async def test_an_invitation_that_reaches_nobody_does_not_undo_the_room(ground: Ground) -> None:
+    alice = ground.person("alice")
+    room = await alice.creates(invite=["@far:two.example"], room_alias_name="den")
+    assert await alice.says(room, "still here"), "the room stands although the other server is away"
+    status, answer = await alice.asks("POST", f"{V3}/createRoom", {"room_alias_name": "den"})
+    assert (status, answer["errcode"]) == (400, "M_ROOM_IN_USE"), "an address is given once"
+
+
 async def test_limits_hold_for_the_roundabout_way_too(tmp_path: Path) -> None:
     settings = Limits(invites=Rate(per_second=0.001, burst=1))
     async with Ground(tmp_path, limits=settings).opened() as ground:

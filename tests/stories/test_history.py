@@ -67,7 +67,8 @@ async def test_context_shows_what_stood_around_a_message(town: Town) -> None:
 
 async def test_lazy_members_come_when_they_speak(town: Town) -> None:
     alice, bob, carol = await town.users("alice@one", "bob@one", "carol@one")
-    room = await alice.creates_room(with_=[bob, carol])
+    # Without a name the room is called after its people, and those come along.
+    room = await alice.creates_room(with_=[bob, carol], name="Studio")
     for _ in range(12):
         await alice.sends(room)
     lazy = '{"room":{"state":{"lazy_load_members":true},"timeline":{"limit":5}}}'
@@ -120,8 +121,8 @@ async def test_a_redaction_takes_the_ciphertext_out_of_every_answer(town: Town) 
 async def test_relations_are_bundled(town: Town) -> None:
     from tests.people import ciphertext
 
-    alice, bob = await town.users("alice@one", "bob@one")
-    room = await alice.creates_room(with_=bob)
+    alice, bob, carol = await town.users("alice@one", "bob@one", "carol@one")
+    room = await alice.creates_room(with_=[bob, carol])
     root = await alice.sends(room)
     replies = [
         await bob.sends(room, ciphertext(**{"m.relates_to": {"rel_type": "m.thread", "event_id": root}})) for _ in range(3)
@@ -131,6 +132,7 @@ async def test_relations_are_bundled(town: Town) -> None:
     assert [e["event_id"] for e in listed["chunk"]] == list(reversed(replies)), "the thread is listed, newest first"
     thread = (await alice.event(room, root))["unsigned"]["m.relations"]["m.thread"]
     assert thread["count"] == 3 and thread["latest_event"]["event_id"] == replies[-1], "its root says how long it is"
-    assert thread["current_user_participated"] is False
+    hers = (await carol.event(room, root))["unsigned"]["m.relations"]["m.thread"]
+    assert hers["current_user_participated"] is False, "she only reads"
     mine = (await bob.event(room, root))["unsigned"]["m.relations"]["m.thread"]
     assert mine["current_user_participated"] is True, "each person's own part in it is hers"
