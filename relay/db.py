@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -26,6 +25,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from relay.bell import Bell
 from relay.errors import StorageFull
 from relay.tables import OWN, Schema
+from relay.upgrade import WrongDatabase, upgrade
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,10 +41,6 @@ _BYTES = re.compile(r"\bBYTES\b")
 
 class ChainBroken(Exception):
     """An earlier write of the same chain failed, so this one was built on nothing. Judge again and retry."""
-
-
-class WrongDatabase(Exception):
-    """The file is not ours, or was made for another server name or by a newer version."""
 
 
 class Query:
@@ -248,7 +244,7 @@ class Database:
                 f"This database belongs to the server name {known[0]!r}, the configuration says {server_name!r}. A server name can't "
                 "be changed later: put the old name back into the configuration, or start a new data folder with --data."
             )
-        self._upgrade(connection, fresh)
+        upgrade(connection, self._schemas, self.path, fresh=fresh, define=_definition)
         settings = dict(connection.execute("SELECT name, value FROM settings").fetchall())
         self.epoch = int(settings["epoch"])
         self._stable = int(settings["pos"])
@@ -256,45 +252,6 @@ class Database:
         self.bell.begin(self._stable)
         connection.close()
         self._connections.remove(connection)
-
-    def _upgrade(self, connection: sqlite3.Connection, fresh: bool) -> None:
-        versions = dict(connection.execute("SELECT part, version FROM schema_versions").fetchall())
-        copied = fresh or not versions
-        for schema in self._schemas:
-            have = versions.get(schema.part, 0)
-            if have > len(schema.steps):
-                raise WrongDatabase(
-                    f"The part {schema.part!r} of this database has version {have}, this relay knows {len(schema.steps)}. "
-                    "It was written by a newer relay: start that one, or restore the copy that was taken before the upgrade."
-                )
-            for number, step in enumerate(schema.steps[have:], start=have + 1):
-                if not copied:
-                    self._copy_before_upgrade(connection)
-                    copied = True
-                connection.execute("BEGIN IMMEDIATE")
-                try:
-                    for statement in filter(None, (s.strip() for s in step.split(";"))):
-                        connection.execute(_definition(statement))
-                    connection.execute(
-                        "INSERT INTO schema_versions VALUES (?, ?) ON CONFLICT (part) DO UPDATE SET version = excluded.version",
-                        (schema.part, number),
-                    )
-                    connection.execute("COMMIT")
-                except BaseException:
-                    connection.execute("ROLLBACK")
-                    raise
-
-    def _copy_before_upgrade(self, connection: sqlite3.Connection) -> None:
-        target = self.path.with_suffix(".before-upgrade")
-        room = shutil.disk_usage(self.path.parent).free
-        if room < 2 * self.path.stat().st_size:
-            raise WrongDatabase(
-                "There is no room for the copy that is taken before an upgrade. "
-                f"Make {2 * self.path.stat().st_size // 2**20 + 1} MiB free in {self.path.parent} and start again."
-            )
-        target.unlink(missing_ok=True)
-        connection.execute("VACUUM INTO ?", (str(target),))
-        target.chmod(0o600)
 
     # --- reading
 

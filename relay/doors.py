@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from relay.errors import Forbidden
 from relay.protocol.event import Event
 
 
@@ -88,6 +89,13 @@ class OpenDoors:
 
     async def server(self, server_name: str) -> None:
         return None
+
+
+class AloneDoors(OpenDoors):
+    """For `federation.enabled: false`: no traffic with other servers, either way."""
+
+    async def server(self, server_name: str) -> None:
+        raise Forbidden("This relay does not talk to other servers: its operator has set federation.enabled to false.")
 
 
 class Together:

@@ -15,9 +15,6 @@ from typing import Any
 
 import structlog
 from aiohttp import web
-from federation.inbound import Inbound
-from federation.invites import Invites
-from federation.joins import Joins
 
 from federation.addresses import AddressRule, SystemLookups
 from federation.answers import Answers
@@ -27,6 +24,9 @@ from federation.chains import Chains
 from federation.client import Client
 from federation.connections import Connections
 from federation.discovery import Discovery
+from federation.inbound import Inbound
+from federation.invites import Invites
+from federation.joins import Joins
 from federation.keyring import Keyring
 from federation.media import ServesMedia
 from federation.notary import Notary
@@ -50,7 +50,7 @@ from relay.clock import Clock, SystemClock
 from relay.config import Listener, Settings
 from relay.db import Database, Query
 from relay.departures import Departures
-from relay.doors import OpenDoors
+from relay.doors import AloneDoors, OpenDoors
 from relay.ephemeral.presence import Presence
 from relay.ephemeral.receipts import Receipts
 from relay.ephemeral.typing_notices import TypingNotices
@@ -146,7 +146,7 @@ class Server:
         bell = Bell()
         db = Database(self.data_dir / settings.database.path, bell)
         seal = Seal(settings.privacy.seal, settings.privacy.allow)
-        doors = OpenDoors()
+        doors = OpenDoors() if settings.federation.enabled else AloneDoors()
         departures = Departures(name)
 
         # Other servers, as far as we ask them.
@@ -235,7 +235,9 @@ class Server:
         account.leave_rooms = members.leave_everything
         account_data.provided["m.push_rules"] = push_rules.provide
         account_data.provided["m.fully_read"] = receipts.provide_fully_read
-        account.on_deactivated += [profiles.forget, account_data.forget, filters.forget]
+        account.on_deactivated += [
+            profiles.forget, account_data.forget, filters.forget, push_rules.forget, backup.forget,
+        ]  # fmt: skip
         devices.on_device_deleted.append(device_keys.device_deleted)
         devices.is_signing_key = cross_signing.is_signing_key
 
@@ -260,9 +262,9 @@ class Server:
         asking, chains = Asking(rooms), Chains(db)
         invites = Invites(db, rooms, appender, intake, remote, seal, doors, key, local_user_exists=users.exists)
         self._parts += [
-            keyring, Notary(name, key, keyring, clock), outbox, ServesMedia(media),
+            keyring, Notary(name, key, keyring, clock), outbox if federation.enabled else Part(), ServesMedia(media),
             Queries(name, VERSION, directory, profiles, device_keys, one_time_keys),
-            Inbound(rooms, receiver, edus, invites), invites, Answers(name, db, clock, rooms, asking, chains),
+            Inbound(rooms, receiver, invites=invites, edus=edus), invites, Answers(name, db, clock, rooms, asking, chains),
             Joins(db, rooms, sender, members, receiver, remote, asking, chains, key),
         ]  # fmt: skip
 

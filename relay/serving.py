@@ -20,7 +20,7 @@ import uvloop
 from relay import answers, control, folder
 from relay import log as log_lines
 from relay.config import Listener, Settings
-from relay.db import WrongDatabase
+from relay.upgrade import WrongDatabase
 
 if TYPE_CHECKING:
     from relay.server import Server

@@ -171,8 +171,22 @@ class Person:
         room: str = (await self.calls("POST", "createRoom", body))["room_id"]
         for other in others:
             await self.invites_to(room, other)
+            assert await until(lambda other=other: other.is_invited_to(room)), "the invitation arrives"
             await other.joins(room, self.server)
         return room
+
+    async def is_invited_to(self, room: str) -> bool:
+        answer = await self.calls("GET", "sync", filter='{"room":{"timeline":{"limit":1}}}')
+        return room in answer.get("rooms", {}).get("invite", {})
+
+    def membership(self, room: str, other: Person) -> str | None:
+        """As her syncs told her so far."""
+        event = self.state[room].get(("m.room.member", other.id))
+        return event["content"]["membership"] if event is not None else None
+
+    def name_of(self, room: str, other: Person) -> str | None:
+        event = self.state[room].get(("m.room.member", other.id))
+        return event["content"].get("displayname") if event is not None else None
 
     async def invites_to(self, room: str, other: Person | str) -> None:
         await self.calls("POST", f"{path('rooms', room)}/invite", {"user_id": _id(other)})

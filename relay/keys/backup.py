@@ -111,6 +111,11 @@ class KeyBackup(Part):
         self._db = db
         self._seal = seal
 
+    def forget(self, tx: Tx, user_id: str, erase: bool) -> None:
+        """For `account.on_deactivated`: nobody can ever fetch it again."""
+        tx.run("DELETE FROM backed_up_keys WHERE user_id = $1", user_id)
+        tx.run("DELETE FROM key_backups WHERE user_id = $1", user_id)
+
     def routes(self) -> Iterable[Route]:
         for prefix in ("/_matrix/client/v3/room_keys", "/_matrix/client/unstable/room_keys"):
             yield Route("POST", f"{prefix}/version", self._create, limit="keys")

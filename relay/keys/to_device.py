@@ -41,6 +41,7 @@ MAX_REQUEST_BYTES = 4 * 2**20
 MAX_EDU_BYTES = 64 * 1024
 MAX_MESSAGE_ID = 32
 MAX_QUEUES_KEPT = 20_000
+MAX_DEVICES_KEPT = 20_000
 KEPT_DAYS = 7
 SWEEP_SECONDS = HOUR / 1000
 
@@ -145,6 +146,9 @@ class ToDevice(Part):
         # Up to which pos a device's queue is known to be empty. Nothing is ever inserted behind a committed pos.
         self._empty_to: Kept[tuple[str, str], int] = Kept(MAX_QUEUES_KEPT)
 
+        # Devices that exist; dropped by `device_deleted`.
+        self._known: Kept[tuple[str, str], bool] = Kept(MAX_DEVICES_KEPT)
+
     def routes(self) -> Iterable[Route]:
         yield Route(
             "PUT",
@@ -164,7 +168,7 @@ class ToDevice(Part):
         if not is_name(event_type):
             raise InvalidParam("The type of a to-device message has 1 to 255 characters.")
         sender, device_id = request.user_id, request.who.device_id
-        packed = _pack(self._seal, event_type, get_object(request.json(), "messages"))
+        packed = _pack(self._seal, self._server_name, event_type, get_object(request.json(), "messages"))
         await self._pass_doors(sender, event_type, packed)
         txn = sha256(f"{event_type}\0{txn_id}".encode(errors="surrogatepass")).hexdigest()[:MAX_MESSAGE_ID]
         day = self._clock.now() // DAY
@@ -200,7 +204,7 @@ class ToDevice(Part):
 
     async def deliver(self, sender: str, event_type: str, messages: Mapping[str, Mapping[str, Any]]) -> None:
         """Messages `{user: {device or *: content}}` of the relay's own making. Raises Refused where the seal says no."""
-        await self._deliver(sender, event_type, _pack(self._seal, event_type, messages), None)
+        await self._deliver(sender, event_type, _pack(self._seal, self._server_name, event_type, messages), None)
 
     async def _deliver(self, sender: str, event_type: str, packed: Messages, first: First | None) -> None:
         local = {user_id: m for user_id, m in packed.items() if server_of(user_id) == self._server_name}
@@ -224,27 +228,46 @@ class ToDevice(Part):
 
     def _queue(self, tx: Tx, sender: str, event_type: str, local: Messages, first: First | None) -> None:
         pos = tx.pos()
+        sure: list[Row] = []
+        unsure: Messages = {}
+        for user_id, messages in local.items():
+            for device_id, content in messages.items():
+                if self._known.get((user_id, device_id)):
+                    sure.append((user_id, device_id, pos, sender, event_type, content))
+                else:
+                    unsure.setdefault(user_id, {})[device_id] = content
+        tickets = {
+            (user_id, device_id): self._known.begin((user_id, device_id))
+            for user_id, m in unsure.items()
+            for device_id in m
+        }
+        found: list[Row] = []
 
         def insert(query: Query) -> None:
             if first is not None:
                 first(query)
-            rows: list[Row] = []
-            for user_id, messages in local.items():
+            for user_id, messages in unsure.items():
                 # Whoever names a device that is not there sends to nobody, as the standard has it.
                 known = self._devices.ids(query, user_id)
+                named = local[user_id]
                 for device_id, content in messages.items():
                     if device_id == ALL_DEVICES:
-                        rows += [
-                            (user_id, one, pos, sender, event_type, content) for one in known if one not in messages
-                        ]
+                        found.extend(
+                            (user_id, one, pos, sender, event_type, content) for one in known if one not in named
+                        )
                     elif device_id in known:
-                        rows.append((user_id, device_id, pos, sender, event_type, content))
-            query.many(
-                "INSERT INTO to_device_messages (user_id, device_id, pos, sender, type, content) VALUES ($1, $2, $3, $4, $5, $6)",
-                rows,
-            )
+                        found.append((user_id, device_id, pos, sender, event_type, content))
+            query.many(_INSERT, found)
+
+        def learn() -> None:
+            for user_id, device_id, *_ in found:
+                if (user_id, device_id) in tickets:
+                    self._known.put((user_id, device_id), True, tickets[(user_id, device_id)])
 
         tx.call(insert)
+        if sure:
+            tx.many(_INSERT, sure)
+        tx.after(learn)
         if local:
             tx.ring(local, TOPIC)
 
@@ -265,7 +288,7 @@ class ToDevice(Part):
                 continue
             try:
                 await self._doors.to_device(sender, user_id, event_type)
-                packed = _pack(self._seal, event_type, {user_id: devices})
+                packed = _pack(self._seal, self._server_name, event_type, {user_id: devices})
             except Refused:
                 log.info(
                     "dropped a to-device message that the seal does not list",
@@ -378,9 +401,17 @@ class ToDevice(Part):
     # --- going
 
     def device_deleted(self, tx: Tx, user_id: str, device_id: str) -> None:
-        tx.run("DELETE FROM to_device_messages WHERE user_id = $1 AND device_id = $2", user_id, device_id)
+        tx.run(_CLEAR, user_id, device_id)
         tx.run("DELETE FROM to_device_marks WHERE user_id = $1 AND device_id = $2", user_id, device_id)
         tx.run("DELETE FROM to_device_sent WHERE user_id = $1 AND device_id = $2", user_id, device_id)
+
+        def gone() -> None:
+            self._known.drop((user_id, device_id))
+            # A message may have been queued between this write and now, while the device was still thought to be there.
+            with self._db.write() as again:
+                again.run(_CLEAR, user_id, device_id)
+
+        tx.after(gone)
 
     async def run(self) -> None:
         while True:
@@ -421,11 +452,18 @@ class ToDevice(Part):
         return counts, findings
 
 
-def _pack(seal: Seal, event_type: str, messages: Mapping[str, Any]) -> Messages:
+_INSERT = (
+    "INSERT INTO to_device_messages (user_id, device_id, pos, sender, type, content) VALUES ($1, $2, $3, $4, $5, $6)"
+)
+_CLEAR = "DELETE FROM to_device_messages WHERE user_id = $1 AND device_id = $2"
+
+
+def _pack(seal: Seal, server_name: str, event_type: str, messages: Mapping[str, Any]) -> Messages:
     """The messages as they may wait on disk. Raises BadJson, Refused, TooLarge."""
     packed: Messages = {}
     for user_id, devices in messages.items():
-        if not is_user_id(user_id) or not isinstance(devices, dict):
+        # Of our own users only those who exist get anything; the names of others leave the house.
+        if (server_of(user_id) != server_name and not is_user_id(user_id)) or not isinstance(devices, dict):
             raise BadJson("The key messages maps user IDs to objects.")
         theirs: dict[str, bytes] = {}
         for device_id, content in devices.items():

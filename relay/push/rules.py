@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from relay.db import Database, Query
+from relay.db import Database, Query, Tx
 from relay.errors import InvalidParam, Unrecognized
 from relay.part import Part, SyncAsk, SyncShare
 from relay.protocol import pushrule_changes as changes_of
@@ -146,6 +146,15 @@ class PushRules(Part):
         self._rulesets.pop(user_id, None)
         for callback in self.on_change:
             callback(user_id)
+
+    def forget(self, tx: Tx, user_id: str, erase: bool) -> None:
+        """For `account.on_deactivated`."""
+        tx.run("DELETE FROM push_rules WHERE user_id = $1", user_id)
+
+        def drop() -> None:
+            self._rulesets.pop(user_id, None)
+
+        tx.after(drop)
 
     # --- for unread counts, and later for pushers
 

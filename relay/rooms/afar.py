@@ -185,6 +185,7 @@ class Afar:
         self, room_id: str, version: RoomVersion, event: Event, state: Sequence[Taken], chain: Sequence[Taken]
     ) -> None:
         every = [one.event.id for one in [*state, *chain]]
+        in_state = {one.event.id for one in state}
 
         def numbers(query: Query) -> dict[str, int]:
             found = {}
@@ -211,7 +212,7 @@ class Afar:
                     nid = known.get(one.event.id)
                     if nid is None:
                         nid = self._appender.outlier(tx, room, one.event, marks=one.marks)
-                    if not one.marks & REJECTED and one.event.key is not None and one in state:
+                    if not one.marks & REJECTED and one.event.key is not None and one.event.id in in_state:
                         entries[one.event.key] = (one.event.id, nid)
                         current[one.event.key] = one.event
                 members = {

@@ -78,7 +78,7 @@ async def test_a_knock_is_heard_and_answered_with_an_invitation(town: Town) -> N
     assert room in bob.knocks, "her own devices know that she knocked"
     assert ("m.room.create", "") in {(e["type"], e["state_key"]) for e in bob.knocks[room]}, "and at which door"
     assert await alice.notices(lambda: ("m.room.member", bob.id) in alice.state[room])
-    assert alice.state[room]["m.room.member", bob.id]["content"]["membership"] == "knock", "whoever is inside hears it"
+    assert alice.membership(room, bob) == "knock", "whoever is inside hears it"
     await alice.invites_to(room, bob)
     await bob.joins(room)
     assert (await alice.members(room))[bob.id] == "join"

@@ -53,7 +53,7 @@ async def test_an_invitation_is_turned_down_across_servers(town: Town) -> None:
     await bob.leaves(room)
     await bob.syncs()
     assert room not in bob.invites, "her list of invitations is empty again"
-    assert await alice.notices(lambda: alice.state[room]["m.room.member", bob.id]["content"]["membership"] == "leave")
+    assert await alice.notices(lambda: alice.membership(room, bob) == "leave")
 
 
 async def test_an_invitation_is_taken_back_across_servers(town: Town) -> None:
@@ -80,7 +80,7 @@ async def test_leaving_and_being_kicked_cross(town: Town) -> None:
     alice, bob, carol = await town.users("alice@one", "bob@two", "carol@two")
     room = await alice.creates_room(with_=[bob, carol])
     await bob.leaves(room)
-    assert await alice.notices(lambda: alice.state[room].get(("m.room.member", bob.id), {}).get("content", {}).get("membership") == "leave")
+    assert await alice.notices(lambda: alice.membership(room, bob) == "leave")
     await carol.syncs()
     await alice.kicks(room, carol)
     assert await carol.notices(lambda: room in carol.left), "who is kicked from afar learns it"
@@ -118,7 +118,7 @@ async def test_media_and_profiles_cross(town: Town) -> None:
     _, again = await bob.downloads(uri)
     assert again == blob
     await alice.calls("PUT", path("profile", alice.id, "displayname"), {"displayname": "Alice A."})
-    assert await bob.notices(lambda: bob.state[room]["m.room.member", alice.id]["content"].get("displayname") == "Alice A.")
+    assert await bob.notices(lambda: bob.name_of(room, alice) == "Alice A.")
     assert (await bob.calls("GET", path("profile", alice.id)))["displayname"] == "Alice A.", "a profile is asked for where it is"
     refused = await bob.is_refused(bob.downloads(f"mxc://{alice.server}/nosuchthing"))
     assert (refused.status, refused.errcode) == (404, "M_NOT_FOUND")

@@ -98,7 +98,7 @@ async def test_a_new_name_is_seen_in_the_rooms(town: Town) -> None:
     room = await alice.creates_room(with_=bob)
     await bob.syncs()
     await alice.calls("PUT", path("profile", alice.id, "displayname"), {"displayname": "Alice A."})
-    assert await bob.notices(lambda: bob.state[room]["m.room.member", alice.id]["content"].get("displayname") == "Alice A.")
+    assert await bob.notices(lambda: bob.name_of(room, alice) == "Alice A.")
     assert (await bob.calls("GET", path("profile", alice.id)))["displayname"] == "Alice A."
     stranger = await town.user("carol@one")
     refused = await stranger.is_refused(stranger.calls("GET", path("profile", alice.id)))

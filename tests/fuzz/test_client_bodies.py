@@ -1,0 +1,113 @@
+"""Every client endpoint, found by itself, against bodies and parameters of the wrong type: refused in the standard's form.
+
+One example is one request; a part's endpoints share a relay. The words that fill the bodies come from the part's source.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from relay.web import Route
+from tests.fuzz.answers import Answer, ask, require_proper
+from tests.fuzz.oddities import NO_BODIES, ROOT, TEXTS, bodies, words_of
+from tests.fuzz.overheard import Ears
+from tests.people import Person, ciphertext
+from tests.town import Town
+
+EXAMPLES = 120
+PARTS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "relay").rglob("*.py")
+    if path.name != "web.py" and "Route(" in path.read_text(encoding="utf-8")
+)
+PATH_TEXTS = tuple(text for text in TEXTS if "\ud800" not in text and len(text) < 1000) + ("\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"),)
+# What ends her session is done by somebody who can sign in again.
+ENDS = ("logout", "deactivate", "delete_devices", "account/password", "/devices/", "/refresh")
+
+
+class Place:
+    """A relay with a room, a person who throws and one who must not notice."""
+
+    def __init__(self, town: Town) -> None:
+        self.town = town
+        self.number = 0
+
+    async def opens(self) -> Place:
+        house = await self.town.relay("one")
+        assert house.server is not None
+        self.url = house.url
+        self.routes: list[Route] = list(house.server.web.routers["client"].routes)
+        self.quiet = await self.town.user("quiet@one")
+        await self.new_thrower()
+        return self
+
+    async def new_thrower(self) -> None:
+        self.number += 1
+        self.thrower: Person = await self.town.user(f"thrower{self.number}@one")
+        self.room = await self.thrower.creates_room(with_=self.quiet)
+        self.event = await self.thrower.sends(self.room)
+        self.known = (self.thrower.id, self.quiet.id, self.room, self.event, self.thrower.device, self.thrower.server, "global")
+
+    def routes_of(self, part: str) -> list[Route]:
+        return [route for route in self.routes if route.function.__code__.co_filename == str(ROOT / part)]
+
+    async def throws(self, route: Route, path: str, body: bytes | None) -> Answer:
+        what = f"{route.method} {path[:200]} {(body or b'')[:300]!r}"
+        answer = await ask(
+            self.town.http, route.method, self.url + path, body,
+            Authorization=f"Bearer {self.thrower.token}", Content_Type="application/json",
+        )  # fmt: skip
+        require_proper(answer, what)
+        if any(word in route.path for word in ENDS):
+            whoami = await ask(self.town.http, "GET", f"{self.url}/_matrix/client/v3/account/whoami", Authorization=f"Bearer {self.thrower.token}")
+            if whoami.status == 401:
+                await self.new_thrower()
+        return answer
+
+
+def paths(data: st.DataObject, route: Route, place: Place, words: tuple[str, ...]) -> str:
+    """The route's path, each parameter mostly one that exists, and a query of odd values under known names."""
+    known = {"room": place.room, "user": place.thrower.id, "event": place.event, "device": place.thrower.device, "server": place.thrower.server}
+    segments = []
+    for segment in route.path.split("/"):
+        if not segment.startswith("{"):
+            segments.append(segment)
+            continue
+        fits = next((value for word, value in known.items() if word in segment.lower()), None)
+        value = data.draw(st.sampled_from([fits, fits, fits] if fits else ["x"]) | st.sampled_from(PATH_TEXTS) | st.sampled_from(words))
+        segments.append(quote(value, safe=""))
+    query = data.draw(st.dictionaries(st.sampled_from(words), st.sampled_from(PATH_TEXTS) | st.sampled_from(place.known), max_size=4))
+    # Nobody waits for long here.
+    pairs = [f"{quote(key)}={quote(value)}" for key, value in query.items() if "timeout" not in key]
+    return "/".join(segments) + ("?" + "&".join(pairs) if pairs else "")
+
+
+def test_every_part_with_endpoints_is_thrown_at() -> None:
+    assert len(PARTS) > 20, "the parts are found by their routes"
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_no_body_breaks_an_endpoint(town: Town, ears: Ears, part: str) -> None:
+    place = await Place(town).opens()
+    routes = place.routes_of(part)
+    words = words_of(ROOT / part)
+    for route in routes:
+        for body in NO_BODIES if route.method != "GET" else ():
+            await place.throws(route, "/".join(quote(place.room, safe="") if s.startswith("{") else s for s in route.path.split("/")), body)
+    ears.nothing_broke()
+    await throw_at(place, ears, routes, words)
+    seen = await place.quiet.calls("GET", "account/whoami")
+    assert seen["user_id"] == place.quiet.id, "whoever did nothing is still signed in"
+    room = await place.thrower.creates_room(with_=place.quiet)
+    sent = await place.thrower.sends(room, ciphertext())
+    assert await place.quiet.sees(sent), "and hears what is said afterwards"
+
+
+async def throw_at(place: Place, ears: Ears, routes: list[Route], words: tuple[str, ...]) -> None:
+    ...
