@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).parent.parent.parent
@@ -79,3 +80,14 @@ NO_BODIES: tuple[bytes, ...] = (
     b"", b"{", b"[]", b"null", b'"text"', b"{}{}", b'{"a":1,}', b"\xff\xfe{\x00}\x00", b'{"a":"\xc3"}', b"\xef\xbb\xbf{}", b'{"a":NaN}',
     b'{"type":"a","type":"b"}', deep(99), deep(101), deep(10_000), b"[" * 10_000, b'{"a":1e999}', b'{"a":-0}', b"{\x00}",
 )  # fmt: skip
+
+
+def bounded(examples: int) -> settings:
+    """The same examples on every machine; how long one takes is no finding. The relay is shared by all of them."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
