@@ -187,7 +187,7 @@ class Joins(Part):
             return orjson.dumps({**answer, "state": found.of_state(), "auth_chain": found.of_chain()})
 
         state_ids = await state_before(self._db, self._rooms, room, one)
-        return await self._chains.answer(room.version, state_ids, make, also=event.auth_events)
+        return await self._chains.answer(room.version, state_ids, make, also=(one.id,))
 
     async def _send_leave(self, request: Request) -> dict[str, Any]:
         room, event = await self._given(request, "leave")

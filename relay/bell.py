@@ -1,18 +1,17 @@
 """One bell: the database rings it after each commit, and long polls, the outbox and other followers wait for it.
 
-For each local user it remembers the latest changes as (pos, topic), bounded: "did anything change for X since N, and
-what?" needs no query. A topic is a room ID or the name of a part's own stream ("account_data", "to_device", …).
+For each local user it remembers when each topic changed last, bounded: "did anything change for X since N, and what?"
+needs no query. A topic is a room ID or the name of a part's own stream ("account_data", "to_device", …).
 Typing notices have a line of their own, `typing`, in memory and with this process's life: they never touch `pos`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Iterable
 
-# What is remembered of one user; a client that was away for longer gathers everything.
-MAX_CHANGES_PER_USER = 256
+# Topics remembered of one user; a client that was away for longer than these tell gathers everything.
+MAX_TOPICS_PER_USER = 4_096
 MAX_USERS = 20_000
 
 
@@ -20,7 +19,7 @@ class _Ear:
     __slots__ = ("changes", "floor", "last", "typing", "waiting")
 
     def __init__(self, floor: int) -> None:
-        self.changes: deque[tuple[int, str]] = deque()
+        self.changes: dict[str, int] = {}  # topic -> pos, the latest change last
         self.floor = floor
         self.last = floor
         self.typing = 0
@@ -58,9 +57,10 @@ class Bell:
         for user_id in users:
             ear = self._ear(user_id)
             ear.last = max(ear.last, pos)
-            if len(ear.changes) >= MAX_CHANGES_PER_USER:
-                ear.floor = ear.changes.popleft()[0]
-            ear.changes.append((pos, topic))
+            changes = ear.changes
+            if changes.pop(topic, None) is None and len(changes) >= MAX_TOPICS_PER_USER:
+                ear.floor = changes.pop(next(iter(changes)))
+            changes[topic] = pos
             _wake(ear.waiting)
 
     def ring_typing(self, users: Iterable[str]) -> int:
@@ -94,7 +94,12 @@ class Bell:
             return None
         if since >= ear.last:
             return _NOTHING
-        return frozenset(topic for pos, topic in ear.changes if pos > since)
+        found = []
+        for topic in reversed(ear.changes):
+            if ear.changes[topic] <= since:
+                break
+            found.append(topic)
+        return frozenset(found)
 
     def changed(self, user_id: str, since: int, typing: int) -> bool:
         ear = self._ear(user_id)

@@ -237,6 +237,7 @@ class Server:
         account_data.provided["m.fully_read"] = receipts.provide_fully_read
         account.on_deactivated += [
             profiles.forget, account_data.forget, filters.forget, push_rules.forget, backup.forget,
+            cross_signing.forget,
         ]  # fmt: skip
         devices.on_device_deleted.append(device_keys.device_deleted)
         devices.is_signing_key = cross_signing.is_signing_key

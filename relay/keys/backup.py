@@ -196,10 +196,6 @@ class KeyBackup(Part):
         await self._change(delete)
         return {}
 
-    def user_deactivated(self, tx: Tx, user_id: str) -> None:
-        tx.run("DELETE FROM backed_up_keys WHERE user_id = $1", user_id)
-        tx.run("DELETE FROM key_backups WHERE user_id = $1", user_id)
-
     # --- keys
 
     async def _put_keys(self, request: Request) -> Answer:

@@ -71,8 +71,8 @@ class CrossSigning(Part):
         known = await self._published.of(user_id)
         return f"ed25519:{text}" in {_key_id(raw) for raw in known.signing.values()}
 
-    def user_deactivated(self, tx: Tx, user_id: str) -> None:
-        """Nobody owns these keys any more. The devices go by their own way."""
+    def forget(self, tx: Tx, user_id: str, erase: bool) -> None:
+        """For `account.on_deactivated`: nobody owns these keys any more. Devices go by their own way."""
         for usage in shapes.USAGES:
             self._published.remove_signing_key(tx, user_id, usage)
         self._signatures.clear(tx, user_id)

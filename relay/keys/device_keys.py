@@ -156,13 +156,6 @@ class DeviceKeys(Part):
         del answer["user_signing_keys"]
         return answer
 
-    async def claim_local(self, one_time_keys: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to `POST /federation/v1/user/keys/claim`. Raises BadJson."""
-        for devices in one_time_keys.values():
-            if not isinstance(devices, dict) or not all(isinstance(algorithm, str) for algorithm in devices.values()):
-                raise BadJson("The key one_time_keys maps user IDs to device IDs to the name of an algorithm.")
-        return {"one_time_keys": await self._one_time_keys.claim_local(one_time_keys)}
-
     async def user_devices(self, user_id: str) -> dict[str, Any]:
         """The answer to `GET /federation/v1/user/devices/{userId}`."""
         known = await self._published.of(user_id)

@@ -76,7 +76,8 @@ class SyncRooms:
         shown, limited = await self._timeline(ask, limit)
         shareable = (
             not ask.ignored
-            and not lazy
+            and not ask.upto_leave
+            and (not lazy or self._lazy_adds_nothing(ask, shown))
             and ask.mine.since_pos <= (shown[0].pos or 0 if shown else ask.since)
             and not any(one.related or (one.sent_by is not None and one.sent_by[0] == ask.user_id) for one in shown)
         )
@@ -98,6 +99,15 @@ class SyncRooms:
             if len(self._shared) > MAX_SHARED:
                 self._shared.popitem(last=False)
         return part
+
+    def _lazy_adds_nothing(self, ask: RoomAsk, shown: Sequence[Stored]) -> bool:
+        """Whether this device has the members of all who speak here, and no other state changed."""
+        if not ask.since or ask.full_state or ask.room.state_pos > ask.since:
+            return False
+        known = self._given.get((ask.user_id, ask.device_id), {}).get(ask.room.room_id)
+        if known is None or ask.filter.room.state.include_redundant_members:
+            return False
+        return all(one.event.sender in known for one in shown)
 
     # --- timeline
 
@@ -146,7 +156,7 @@ class SyncRooms:
             self._db, room.version, shown, user_id=ask.user_id, device_id=ask.device_id, room_id=None,
             memberships=memberships, may_relate=any(one not in room.recent for one in shown) if needs_look or shown else False,
         )  # fmt: skip
-        first = found[0] if found else None
+        first = shown[0] if shown else None
         wanted_state, members_changed = await self._state(ask, shown, first, lazy)
         prev_batch = str(HistoryToken.before(first)) if first is not None else str(HistoryToken.at_pos(ask.upto))
         made = b'"timeline":' + orjson.dumps({"events": events, "limited": limited, "prev_batch": prev_batch})

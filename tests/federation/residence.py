@@ -197,9 +197,7 @@ class Residence:
         return sent.event
 
     async def sets(self, room: Room, type: str, content: dict[str, Any], *, who: str = ALICE) -> Event:
-        sent = await self.sender.send(
-            room.room_id, sender=who, type=type, content=content, state_key="", sealed=False
-        )
+        sent = await self.sender.send(room.room_id, sender=who, type=type, content=content, state_key="", sealed=False)
         return sent.event
 
     def peer(self, name: str) -> Peer:
@@ -284,5 +282,61 @@ class Peer:
     async def transmits(
         self, *given: Event, edus: Sequence[Any] = (), txn: str | None = None, **more: Any
     ) -> SimpleNamespace:
-        body = {"origin": self.name, "origin_server_ts": 1, "pdus": [one.pdu for one in given], "edus": list(edus), **more}
+        body = {
+            "origin": self.name,
+            "origin_server_ts": 1,
+            "pdus": [one.pdu for one in given],
+            "edus": list(edus),
+            **more,
+        }
         return await self.asks("PUT", at(f"{V1}/send", txn or f"t{next(_transactions)}"), body)
+
+    def room(self, version: str = "12") -> FarRoom:
+        return FarRoom(self, version)
+
+
+class FarRoom:
+    """A room on a peer, that nobody here is in."""
+
+    def __init__(self, peer: Peer, version: str) -> None:
+        self.peer = peer
+        self.version = VERSIONS[version]
+        self.host = peer.user("host")
+        self.room_id = "" if self.version.room_id_is_create else f"!far:{peer.name}"
+        self.latest: Event | None = None
+        self.create = self.event("m.room.create", {"room_version": version, "creator": self.host})
+        self.room_id = self.create.room_id
+        self.state = [
+            self.create,
+            self.event("m.room.join_rules", {"join_rule": "invite"}),
+            self.event("m.room.encryption", {"algorithm": "m.megolm.v1.aes-sha2"}),
+            self.event("m.room.name", {"name": "Far away"}),
+        ]
+
+    def event(
+        self, type: str, content: dict[str, Any], state_key: str = "", sender: str = "", cites: Sequence[Event] = ()
+    ) -> Event:
+        before = self.latest
+        self.latest = events.build(
+            self.version,
+            room_id=self.room_id,
+            type=type,
+            sender=sender or self.host,
+            content=content,
+            state_key=state_key,
+            prev_events=[before.id] if before is not None else [],
+            auth_events=[event.id for event in cites],
+            depth=before.depth + 1 if before is not None else 1,
+            origin_server_ts=self.peer.house.clock.now(),
+            server_name=self.peer.name,
+            key=self.peer.key,
+        )
+        return self.latest
+
+    def member(self, target: str, membership: str, sender: str = "", cites: Sequence[Event] = (), **more: Any) -> Event:
+        return self.event("m.room.member", {"membership": membership, **more}, target, sender, cites)
+
+    async def invites(self, invite: Event, told: Sequence[Any] | None = None, **changed: Any) -> SimpleNamespace:
+        given = [event.pdu for event in self.state] if told is None else list(told)
+        body = {"room_version": self.version.name, "event": invite.pdu, "invite_room_state": given, **changed}
+        return await self.peer.asks("PUT", at(f"{V2}/invite", self.room_id, invite.id), body)

@@ -12,7 +12,7 @@ import pytest_asyncio
 from relay.errors import Forbidden, StorageFull
 from relay.protocol.event import Event
 from relay.rooms.room import Room
-from tests.federation.residence import ALICE, BOB, SECRET, Residence
+from tests.federation.residence import ALICE, SECRET, Residence
 
 
 @pytest_asyncio.fixture
@@ -194,52 +194,17 @@ async def test_trouble_in_one_room_is_an_entry_in_the_answer(house: Residence, m
 
 
 async def test_an_invite_that_is_taken_back_is_gone(house: Residence) -> None:
-    two = house.peer("two.example")
-    away, invite = await invited_by(house, two, ALICE)
-    assert house.rooms.membership(away.room_id, ALICE) == "invite", "Alice is invited to a room elsewhere"
-    stranger = house.peer("three.example")
-    forged = await ends(away, invite, stranger.name, stranger.key, f"@mallory:{stranger.name}")
-    await stranger.transmits(forged)
+    away = house.peer("two.example").room()
+    invite = away.member(ALICE, "invite")
+    assert (await away.invites(invite)).status == 200, "Alice is invited to a room elsewhere"
+    assert house.rooms.membership(away.room_id, ALICE) == "invite", "and her clients know it"
+    three = house.peer("three.example")
+    await three.transmits(away.member(ALICE, "leave", three.user("mallory"), cites=[invite]))
     assert house.rooms.membership(away.room_id, ALICE) == "invite", "another server can't take it back"
-    back = await ends(away, invite, two.name, two.key, invite.sender)
-    answer = await two.transmits(back)
+    unrelated = away.member(ALICE, "leave")
+    await away.peer.transmits(unrelated)
+    assert house.rooms.membership(away.room_id, ALICE) == "invite", "nor can an event that does not speak of it"
+    back = away.member(ALICE, "leave", cites=[invite])
+    answer = await away.peer.transmits(back)
     assert answer.json == {"pdus": {back.id: {}}}, "the server that sent the invite can"
     assert house.rooms.membership(away.room_id, ALICE) == "leave", "and Alice's clients forget it"
-
-
-async def invited_by(house: Residence, peer: Any, target: str) -> tuple[Event, Event]:
-    from tests.federation.test_invites import far_room, invite_to
-
-    create, state = far_room(peer)
-    invite = invite_to(peer, state, target)
-    answer = await peer.asks("PUT", *invitation(invite, state))
-    assert answer.status == 200, answer.json
-    return create, invite
-
-
-def invitation(invite: Event, state: dict[Any, Event]) -> tuple[str, dict[str, Any]]:
-    from tests.federation.test_invites import invitation as made
-
-    return made(invite, state)
-
-
-async def ends(create: Event, invite: Event, server: str, key: Any, sender: str) -> Event:
-    from relay.protocol import event as events
-
-    return events.build(
-        create.version,
-        room_id=create.room_id,
-        type="m.room.member",
-        sender=sender,
-        content={"membership": "leave"},
-        state_key=invite.state_key,
-        prev_events=[invite.id],
-        auth_events=[invite.id],
-        depth=invite.depth + 1,
-        origin_server_ts=1,
-        server_name=server,
-        key=key,
-    )
-
-
-_ = BOB

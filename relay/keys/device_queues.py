@@ -1,0 +1,218 @@
+"""The queues of to-device messages, one for each device: in at one end, out through /sync at the other.
+
+A message is gone from the queue when its device syncs with the token of the answer that held it. An answer holds at most
+a hundred; then a mark says up to which one, and the answer's token stands for that. Not here: who may send what
+(`to_device`). Spec: client-server-api/#send-to-device-messaging, server behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import orjson
+
+from relay.accounts.devices import Devices
+from relay.db import Database, Query, Row, Tx
+from relay.keys.kept import Kept
+from relay.part import SyncAsk, SyncShare
+from relay.tables import Table
+
+TOPIC = "to_device"
+ALL_DEVICES = "*"
+
+MAX_PER_ANSWER = 100
+MAX_QUEUES_KEPT = 20_000
+MAX_DEVICES_KEPT = 20_000
+
+# {user: {device or *: content as JSON}}
+Messages = dict[str, dict[str, bytes]]
+# Runs in the same transaction, before anything is queued; may raise to undo it.
+First = Callable[[Query], None]
+
+_UNTIL_TAKEN = "until the device has taken it"
+
+TABLES = (
+    Table(
+        "to_device_messages",
+        "ciphertext, or what the seal lists of verification and key requests",
+        {
+            "user_id": ("whom it is for", _UNTIL_TAKEN),
+            "device_id": ("which device it is for", _UNTIL_TAKEN),
+            "pos": ("its place in the queue", _UNTIL_TAKEN),
+            "sender": ("who sent it", _UNTIL_TAKEN),
+            "type": ("which kind of message", _UNTIL_TAKEN),
+            "content": ("the content, encrypted or listed by the seal", _UNTIL_TAKEN),
+        },
+    ),
+    Table(
+        "to_device_marks",
+        "how far a long queue was handed out",
+        {
+            "user_id": ("whose queue", "until the device syncs again"),
+            "device_id": ("which device's queue", "until the device syncs again"),
+            "token": ("the answer that could not hold everything", "until the device syncs again"),
+            "pos": ("the last message in it", "until the device syncs again"),
+        },
+    ),
+)
+STEP = """
+CREATE TABLE to_device_messages (
+    user_id TEXT NOT NULL, device_id TEXT NOT NULL, pos BIGINT NOT NULL, sender TEXT NOT NULL,
+    type TEXT NOT NULL, content BYTES NOT NULL, PRIMARY KEY (user_id, device_id, pos));
+CREATE TABLE to_device_marks (
+    user_id TEXT NOT NULL, device_id TEXT NOT NULL, token BIGINT NOT NULL, pos BIGINT NOT NULL,
+    PRIMARY KEY (user_id, device_id, token))
+"""
+
+
+class DeviceQueues:
+    def __init__(self, db: Database, devices: Devices) -> None:
+        self._db = db
+        self._devices = devices
+        # Up to which pos a device's queue is known to be empty. Nothing is ever inserted behind a committed pos.
+        self._empty_to: Kept[tuple[str, str], int] = Kept(MAX_QUEUES_KEPT)
+        # Devices that exist; dropped by `device_deleted`.
+        self._known: Kept[tuple[str, str], bool] = Kept(MAX_DEVICES_KEPT)
+
+    def put(self, tx: Tx, sender: str, event_type: str, local: Messages, first: First | None) -> None:
+        pos = tx.pos()
+        sure: list[Row] = []
+        unsure: Messages = {}
+        for user_id, messages in local.items():
+            for device_id, content in messages.items():
+                if self._known.get((user_id, device_id)):
+                    sure.append((user_id, device_id, pos, sender, event_type, content))
+                else:
+                    unsure.setdefault(user_id, {})[device_id] = content
+        tickets = {
+            (user_id, device_id): self._known.begin((user_id, device_id))
+            for user_id, m in unsure.items()
+            for device_id in m
+        }
+        found: list[Row] = []
+        # Filled on the way; the bell reads it after the commit.
+        reached = {row[0] for row in sure}
+
+        def insert(query: Query) -> None:
+            if first is not None:
+                first(query)
+            for user_id, messages in unsure.items():
+                # Whoever names a device that is not there sends to nobody, as the standard has it.
+                known = self._devices.ids(query, user_id)
+                named = local[user_id]
+                for device_id, content in messages.items():
+                    if device_id == ALL_DEVICES:
+                        found.extend(
+                            (user_id, one, pos, sender, event_type, content) for one in known if one not in named
+                        )
+                    elif device_id in known:
+                        found.append((user_id, device_id, pos, sender, event_type, content))
+            query.many(_INSERT, found)
+            reached.update(row[0] for row in found)
+
+        def learn() -> None:
+            for user_id, device_id, *_ in found:
+                if (user_id, device_id) in tickets:
+                    self._known.put((user_id, device_id), True, tickets[(user_id, device_id)])
+
+        tx.call(insert)
+        if sure:
+            tx.many(_INSERT, sure)
+        tx.after(learn)
+        if local:
+            tx.ring(reached, TOPIC)
+
+    async def changes(self, ask: SyncAsk, share: SyncShare) -> None:
+        device = (ask.user_id, ask.device_id)
+        if ask.since is not None and not ask.concerns(TOPIC) and (self._empty_to.get(device) or -1) >= ask.since:
+            return
+        ticket = self._empty_to.begin(device)
+        rows, taken, over = await self._db.read(self._waiting, ask.user_id, ask.device_id, ask.since, ask.upto)
+        if taken is not None:
+            with self._db.write() as tx:
+                self._remove(tx, ask, taken)
+        if over:
+            # The token of this answer must not stand for the messages that it does not hold. The mark is a change of
+            # its own, so that the next answer has another token, and comes at once.
+            with self._db.write() as tx:
+                tx.run(
+                    "INSERT INTO to_device_marks (user_id, device_id, token, pos) VALUES ($1, $2, $3, $4) "
+                    "ON CONFLICT (user_id, device_id, token) DO UPDATE SET pos = excluded.pos",
+                    ask.user_id,
+                    ask.device_id,
+                    ask.upto,
+                    rows[-1][0],
+                )
+                tx.pos()
+                tx.ring((ask.user_id,), TOPIC)
+            await tx
+        elif not rows:
+            self._empty_to.put(device, ask.upto, ticket)
+        share.to_device += [
+            {"sender": sender, "type": event_type, "content": orjson.Fragment(content)}
+            for _, sender, event_type, content in rows
+        ]
+
+    @staticmethod
+    def _waiting(
+        query: Query, user_id: str, device_id: str, since: int | None, upto: int
+    ) -> tuple[list[Row], int | None, bool]:
+        """(messages for this answer, up to where earlier ones are taken and still here, whether there are more)."""
+        taken = 0
+        if since is not None:
+            mark = query.value(
+                "SELECT pos FROM to_device_marks WHERE user_id = $1 AND device_id = $2 AND token = $3",
+                user_id,
+                device_id,
+                since,
+            )
+            taken = since if mark is None else mark
+        rows = query.all(
+            "SELECT pos, sender, type, content FROM to_device_messages "
+            "WHERE user_id = $1 AND device_id = $2 AND pos > $3 AND pos <= $4 ORDER BY pos LIMIT $5",
+            user_id,
+            device_id,
+            taken,
+            upto,
+            MAX_PER_ANSWER + 1,
+        )
+        old = query.value(
+            "SELECT 1 FROM to_device_messages WHERE user_id = $1 AND device_id = $2 AND pos <= $3 LIMIT 1",
+            user_id,
+            device_id,
+            taken,
+        )
+        return rows[:MAX_PER_ANSWER], taken if old else None, len(rows) > MAX_PER_ANSWER
+
+    @staticmethod
+    def _remove(tx: Tx, ask: SyncAsk, taken: int) -> None:
+        tx.run(
+            "DELETE FROM to_device_messages WHERE user_id = $1 AND device_id = $2 AND pos <= $3",
+            ask.user_id,
+            ask.device_id,
+            taken,
+        )
+        tx.run(
+            "DELETE FROM to_device_marks WHERE user_id = $1 AND device_id = $2 AND token < $3",
+            ask.user_id,
+            ask.device_id,
+            ask.since,
+        )
+
+    def device_deleted(self, tx: Tx, user_id: str, device_id: str) -> None:
+        tx.run(_CLEAR, user_id, device_id)
+        tx.run("DELETE FROM to_device_marks WHERE user_id = $1 AND device_id = $2", user_id, device_id)
+
+        def gone() -> None:
+            self._known.drop((user_id, device_id))
+            # A message may have been queued between this write and now, while the device was still thought to be there.
+            with self._db.write() as again:
+                again.run(_CLEAR, user_id, device_id)
+
+        tx.after(gone)
+
+
+_INSERT = (
+    "INSERT INTO to_device_messages (user_id, device_id, pos, sender, type, content) VALUES ($1, $2, $3, $4, $5, $6)"
+)
+_CLEAR = "DELETE FROM to_device_messages WHERE user_id = $1 AND device_id = $2"
