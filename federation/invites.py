@@ -7,6 +7,7 @@ the endpoint is for room versions 1 and 2 alone, which are not spoken here. Spec
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,11 @@ from relay.web import Request, Route, get_list, get_object, get_string
 
 # What may be told of a room: the standard names ten types, and there are the inviter's and a few members' names.
 MAX_TOLD = 50
-MAX_TOLD_BYTES = 256 * 1024
+MAX_TOLD_BYTES = 64 * 1024
+# A person's unanswered invites, so that strangers can't fill the disk with them.
+MAX_UNANSWERED = 1_000
+# For the keys of servers that may be gone.
+VERIFY_SECONDS = 10.0
 
 UserExists = Callable[[str], Awaitable[bool]]
 
@@ -91,6 +96,9 @@ class Invites(Part):
                 raise Forbidden("The room's access list (m.room.server_acl) does not admit your server.")
         if self._rooms.membership(event.room_id, target) == "join":
             raise Forbidden(f"{target} is in this room already.")
+        invited = sum(1 for one in self._rooms.memberships(target).values() if one.membership == "invite")
+        if invited >= MAX_UNANSWERED:
+            raise Forbidden(f"{target} has {invited} unanswered invites already.")
         if not await self._local_user_exists(target):
             raise NotFound(f"There is no account {target} on this server.")
         if not all(await self._remote.verified([event])):
@@ -158,7 +166,11 @@ class Invites(Part):
             raise InvalidParam("invite_room_state lacks the room's m.room.create event.")
         # The create event is the one by its ID. What can't be verified of the others is left out instead of refused:
         # their servers may be gone, and the invite is no less good for it.
-        taken = await self._intake.verified([one for one in parsed if one.key != CREATE])
+        try:
+            async with asyncio.timeout(VERIFY_SECONDS):
+                taken = await self._intake.verified([one for one in parsed if one.key != CREATE])
+        except TimeoutError:
+            taken = []
         create = [one for one in parsed if one.key == CREATE]
         return [_stripped(one.pdu) for one in (*create, *(each.event for each in taken))]
 

@@ -6,6 +6,7 @@ it > judge > append. The numbers are those of server-server-api/#checks-performe
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from relay.rooms.store import REJECTED, SOFT_FAILED, Key, Stored
 log = structlog.get_logger("receive")
 
 MAX_TRIES = 3
+MAX_LATELY = 1_000
 
 
 class Receiver:
@@ -41,6 +43,8 @@ class Receiver:
         self._intake = intake
         self._gaps = gaps
         self._doors = doors
+        # What was just placed, with its write as long as that is under way; dropped where the write fails, and by size.
+        self._lately: OrderedDict[str, tuple[Verdict, Tx | None]] = OrderedDict()
 
     async def receive(self, origin: str, room_id: str, pdus: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
         """The events of one transaction for one room, in order: event ID -> None, or why it was refused.
@@ -92,7 +96,7 @@ class Receiver:
             async with room.lock:
                 if room.dropped:
                     continue
-                verdict, write = await self._judge_and_record(origin, room, taken, None)
+                verdict, write = await self._once(origin, room, taken, None)
             try:
                 if write is not None:
                     await write
@@ -104,10 +108,28 @@ class Receiver:
     async def place_on_state(self, origin: str, room: Room, taken: Taken, before: StateMap) -> Verdict:
         """The same where the state before the event came from its server, since we lack what lies before it."""
         async with room.lock:
-            verdict, write = await self._judge_and_record(origin, room, taken, before)
+            verdict, write = await self._once(origin, room, taken, before)
         if write is not None:
             await write
         return verdict
+
+    async def _once(self, origin: str, room: Room, taken: Taken, given: StateMap | None) -> tuple[Verdict, Tx | None]:
+        """Under the room's lock. One event may come by several ways at the same time; it gets one place."""
+        event_id = taken.event.id
+        known = self._lately.get(event_id)
+        if known is not None:
+            return known
+        verdict, write = await self._judge_and_record(origin, room, taken, given)
+        if write is not None:
+            self._lately[event_id] = (verdict, write)
+            write.after(lambda: self._lately.update({event_id: (verdict, None)}))
+            write.failed(lambda: self._not_placed(event_id))
+            while len(self._lately) > MAX_LATELY:
+                self._lately.popitem(last=False)
+        return verdict, write
+
+    def _not_placed(self, event_id: str) -> None:
+        self._lately.pop(event_id, None)
 
     def _continues(self, room: Room, event: Event) -> bool:
         """Whether it builds on the room's latest events alone, so that nothing can be missing."""

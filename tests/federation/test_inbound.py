@@ -61,6 +61,27 @@ async def test_another_servers_transaction_of_the_same_name_is_its_own(house: Re
     assert await shown(house, room) == [first.id, second.id], "both are taken"
 
 
+async def test_an_event_that_comes_by_two_ways_at_once_has_one_place(house: Residence) -> None:
+    room = await house.room(preset="public_chat")
+    two, three = house.peer("two.example"), house.peer("three.example")
+    carol = await two.lives_in(room, "carol")
+    await three.lives_in(room, "dave")
+    said = await two.writes(room, "carol")
+    renamed = await two.writes(
+        room,
+        "carol",
+        type="m.room.member",
+        content={"membership": "join", "displayname": "C"},
+        state_key=carol,
+        after=[said],
+    )
+    for event in (said, renamed):
+        answers = await asyncio.gather(two.transmits(event), three.transmits(event))
+        assert [one.json for one in answers] == [{"pdus": {event.id: {}}}] * 2, "both ways are fine"
+        assert [one.id for one in room.recent].count(event.id) == 1, "it stands there once"
+    assert await house.rooms.get(room.room_id) is room, "and nothing had to be repaired"
+
+
 async def test_events_of_several_rooms_arrive_in_order(house: Residence) -> None:
     rooms, two = [await house.room(preset="public_chat") for _ in range(3)], house.peer("two.example")
     sent: dict[str, list[Event]] = {}

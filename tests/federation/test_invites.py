@@ -10,9 +10,10 @@ import orjson
 import pytest
 import pytest_asyncio
 
+from federation import invites
 from relay.protocol.event import co_sign, parse
 from relay.protocol.versions import VERSIONS
-from tests.federation.residence import ALICE, US, FarRoom, Residence
+from tests.federation.residence import ALICE, US, V2, FarRoom, Residence, at
 
 
 @pytest_asyncio.fixture
@@ -106,6 +107,13 @@ async def test_only_an_invite_of_the_asking_server_to_somebody_here_is_signed(ho
     assert house.rooms.membership(away.room_id, ALICE) is None, "Alice hears of none of it"
 
 
+async def test_strangers_can_not_fill_the_disk_with_invites(house: Residence, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(invites, "MAX_UNANSWERED", 2)
+    rooms = [house.peer("two.example").room() for _ in range(3)]
+    answers = [await room.invites(room.member(ALICE, "invite")) for room in rooms]
+    assert [one.status for one in answers] == [200, 200, 403], "unanswered invites have a bound"
+
+
 async def test_what_stands_against_an_invite_is_said(house: Residence) -> None:
     away = house.peer("two.example").room()
     invite = away.member(ALICE, "invite")
@@ -130,8 +138,6 @@ async def test_an_invite_to_a_room_that_we_are_in_waits_for_the_transaction(hous
     create = await room.event("m.room.create")
     assert create is not None
     body = {"room_version": "12", "event": invite.pdu, "invite_room_state": [create.pdu]}
-    from tests.federation.residence import V2, at
-
     answer = await two.asks("PUT", at(f"{V2}/invite", room.room_id, invite.id), body)
     assert answer.status == 200, answer.json
     assert room.membership(bob) is None, "it is signed, and not yet part of the room"

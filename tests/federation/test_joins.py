@@ -14,7 +14,7 @@ from relay.protocol.event import parse
 from relay.protocol.versions import VERSIONS
 from relay.rooms.room import Room
 from relay.rooms.store import FAN_OUT
-from tests.federation.residence import ALICE, US, V1, V2, Peer, Residence, at
+from tests.federation.residence import ALICE, US, V1, V2, Residence, at
 
 
 @pytest_asyncio.fixture
@@ -244,13 +244,13 @@ async def test_a_vouching_that_was_not_given_is_not_signed(house: Residence) -> 
 async def test_an_invited_person_needs_no_voucher(house: Residence) -> None:
     room, two = await restricted(house, "!elsewhere"), house.peer("two.example")
     carol = two.user("carol")
-    await invited(house, two, room, carol)
+    await invited(house, room, carol)
     made = await two.template("join", room, carol)
     assert "join_authorised_via_users_server" not in made.json["event"]["content"], "the invite is enough"
     assert (await two.joins(room, "carol")).status == 200, "and she comes in"
 
 
-async def invited(house: Residence, peer: Peer, room: Room, user_id: str) -> None:
+async def invited(house: Residence, room: Room, user_id: str) -> None:
     """As if its server had signed the invite."""
     await house.members._change(room.room_id, sender=ALICE, target=user_id, content={"membership": "invite"})
 
@@ -275,7 +275,7 @@ async def test_somebody_leaves_through_us(house: Residence) -> None:
 async def test_an_invite_is_turned_down_through_us(house: Residence) -> None:
     room, two = await house.room(), house.peer("two.example")
     carol = two.user("carol")
-    await invited(house, two, room, carol)
+    await invited(house, room, carol)
     event = two.signs((await two.template("leave", room, carol)).json["event"])
     assert (await two.sends("leave", event)).status == 200, "her server need not be in the room"
     assert room.membership(carol) == "leave", "the invite is answered"

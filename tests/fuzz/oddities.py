@@ -87,7 +87,7 @@ def bounded(examples: int) -> settings:
     return settings(
         max_examples=examples,
         deadline=None,
-        derandomize=not __import__("os").environ.get("N"),
+        derandomize=True,
         database=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
     )

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.interop.neighbour import Synapse, encrypted
-from tests.people import Person
-from tests.town import Town
+from tests.people import Json, Person
+from tests.town import Town, Within
 
 OURS, THEIRS = "ours", "theirs"
-SIDES = (OURS, THEIRS)
+# Who makes the room; the other one comes into it.
+both_sides = pytest.mark.parametrize("host", [OURS, THEIRS])
 
 
 class Street:
     def __init__(self, town: Town, synapse: Synapse) -> None:
         self.town = town
         self.synapse = synapse
+
+    async def relay(self) -> Within:
+        return await self.town.relay(OURS)
 
     async def user(self, name: str, side: str) -> Person:
         if side == OURS:
@@ -24,8 +30,7 @@ class Street:
 
     async def two(self, first: str = OURS) -> tuple[Person, Person]:
         """Alice on the side that is named first, Bob on the other."""
-        second = THEIRS if first == OURS else OURS
-        return await self.user("alice", first), await self.user("bob", second)
+        return await self.user("alice", first), await self.user("bob", other(first))
 
     async def room(self, host: Person, *guests: Person, **body: Any) -> str:
         """An encrypted room into which everybody named was invited and came."""
@@ -38,5 +43,37 @@ class Street:
         await host.invites_to(room, guest)
         assert await guest.notices(lambda: room in guest.invites), f"the invitation reaches {guest.id}"
         await guest.joins(room, host.server)
-        joined = await guest.notices(lambda: room in guest.rooms)
-        assert joined, f"{guest.id} is in the room"
+        assert await guest.notices(lambda: room in guest.rooms), f"{guest.id} is in the room"
+        assert await host.notices(lambda: host.membership(room, guest) == "join"), f"{host.id} sees her come"
+
+
+def other(side: str) -> str:
+    return THEIRS if side == OURS else OURS
+
+
+async def they_talk(room: str, *people: Person) -> None:
+    """Each says something, and everybody hears it."""
+    for speaker in people:
+        sent = await speaker.sends(room)
+        for listener in people:
+            assert await listener.sees(sent), f"{listener.id} hears what {speaker.id} says"
+
+
+async def becomes(watcher: Person, room: str, who: Person, membership: str) -> bool:
+    return await watcher.notices(lambda: watcher.membership(room, who) == membership)
+
+
+async def state_of(person: Person, room: str) -> dict[tuple[str, str], str]:
+    """Which event holds for each key, as her server has it."""
+    # Typed loosely: this one endpoint answers with a list.
+    events: Any = await person.calls("GET", f"rooms/{room}/state")
+    return {(event["type"], event["state_key"]): event["event_id"] for event in events}
+
+
+def olm(mark: str) -> Json:
+    """A message to a device, as it looks to everybody without the key."""
+    return {
+        "algorithm": "m.olm.v1.curve25519-aes-sha2",
+        "sender_key": "c2VuZGVyc2VuZGVyc2VuZGVyc2VuZGVyc2VuZGVyc2U",
+        "ciphertext": {"cmVjaXBpZW50cmVjaXBpZW50cmVjaXBpZW50cmVjaXA": {"type": 0, "body": mark}},
+    }

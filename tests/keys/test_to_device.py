@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -172,3 +174,32 @@ async def test_bad_requests_are_refused(house: KeyHouse) -> None:
     ):
         reply = await alice.says("PUT", "/sendToDevice/m.room.encrypted/x", bad)
         assert reply.status == 400, f"{bad} is refused: {reply.body}"
+
+
+async def test_nothing_is_queued_for_a_device_that_has_gone(house: KeyHouse) -> None:
+    alice, carol = await house.friend("alice"), await house.friend("carol")
+    for number in range(3):
+        await alice.sends({carol.user_id: {carol.device_id: olm(number)}}, f"t{number}")
+    leaving = carol.says("POST", "/logout")
+    await asyncio.gather(leaving, *(_sends_many(house, alice, carol, range(9)) for _ in range(3)))
+    assert (await alice.sends({carol.user_id: {carol.device_id: olm()}}, "late")).status == 200, (
+        "the sender need not know"
+    )
+    await house.settled()
+    assert await house.rows("SELECT * FROM to_device_messages") == [], "whatever came before, meanwhile or after"
+
+
+async def test_a_closed_door_keeps_out_only_its_own_messages(house: KeyHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    alice, carol, dora = [await house.friend(name) for name in ("alice", "carol", "dora")]
+
+    async def door(sender: str, target: str, event_type: str) -> None:
+        if target == dora.user_id:
+            raise Forbidden("Dora takes nothing from strangers.")
+
+    monkeypatch.setattr(house.doors, "to_device", door)
+    both = {friend.user_id: {friend.device_id: olm()} for friend in (carol, dora)}
+    assert (await alice.sends(both, "t1")).status == 200, "the others get theirs"
+    assert len((await carol.syncs(None)).messages) == 1, "carol has it"
+    assert (await dora.syncs(None)).messages == [], "dora is left alone"
+    reply = await alice.sends({dora.user_id: both[dora.user_id]}, "t2")
+    assert reply.status == 403, "where nobody takes it, the sender is told"
