@@ -7,7 +7,6 @@ the endpoint is for room versions 1 and 2 alone, which are not spoken here. Spec
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,17 +25,12 @@ from relay.protocol.versions import VERSIONS, RoomVersion
 from relay.remote import Remote
 from relay.rooms.append import Appender
 from relay.rooms.intake import Intake
-from relay.rooms.room import CREATE, Room
+from relay.rooms.room import Room
 from relay.rooms.rooms import Rooms
 from relay.web import Request, Route, get_list, get_object, get_string
 
-# What may be told of a room: the standard names ten types, and there are the inviter's and a few members' names.
-MAX_TOLD = 50
-MAX_TOLD_BYTES = 64 * 1024
 # A person's unanswered invites, so that strangers can't fill the disk with them.
 MAX_UNANSWERED = 1_000
-# For the keys of servers that may be gone.
-VERIFY_SECONDS = 10.0
 
 UserExists = Callable[[str], Awaitable[bool]]
 
@@ -103,7 +97,7 @@ class Invites(Part):
             raise NotFound(f"There is no account {target} on this server.")
         if not all(await self._remote.verified([event])):
             raise InvalidParam("The event's signature could not be verified with a key that your server publishes.")
-        told = await self._told(event, get_list(body, "invite_room_state", []))
+        told = await self._intake.told(get_list(body, "invite_room_state", []), version, event.room_id)
         await self._doors.invite(event.sender, target, event.room_id)
         signed = events.co_sign(event, self._server_name, self._key)
         if room is None or not room.known or not room.local_joined:
@@ -135,44 +129,6 @@ class Invites(Part):
             if not holds:
                 raise InvalidParam(sentence)
         return event
-
-    # --- what is told of the room
-
-    async def _told(self, invite: Event, given: list[Any]) -> list[dict[str, Any]]:
-        """The stripped state for the person's clients. Spec: the checks on `invite_room_state`, due from version 12 on."""
-        if len(given) > MAX_TOLD:
-            raise InvalidParam(f"invite_room_state has more than {MAX_TOLD} entries.")
-        if invite.version.room_id_is_create:
-            stripped = await self._from_events(invite, given)
-        else:
-            # Before, both whole events and their stripped form are in use.
-            stripped = [_stripped(one) for one in given if _is_stripped(one)]
-        told = [one for one in stripped if self._seal.rule(one["type"], one["state_key"], one["content"]) is not None]
-        if len(orjson.dumps(told)) > MAX_TOLD_BYTES:
-            raise InvalidParam(f"invite_room_state has more than {MAX_TOLD_BYTES} bytes.")
-        return told
-
-    async def _from_events(self, invite: Event, given: list[Any]) -> list[dict[str, Any]]:
-        parsed = []
-        for pdu in given:
-            try:
-                one = events.parse(pdu, invite.version)
-            except BadEvent as bad:
-                raise InvalidParam(f"invite_room_state has an entry that is not an event: {bad.text}.") from bad
-            if one.room_id != invite.room_id or one.key is None:
-                raise InvalidParam("invite_room_state has an entry that is not of this room's state.")
-            parsed.append(one)
-        if all(one.key != CREATE for one in parsed):
-            raise InvalidParam("invite_room_state lacks the room's m.room.create event.")
-        # The create event is the one by its ID. What can't be verified of the others is left out instead of refused:
-        # their servers may be gone, and the invite is no less good for it.
-        try:
-            async with asyncio.timeout(VERIFY_SECONDS):
-                taken = await self._intake.verified([one for one in parsed if one.key != CREATE])
-        except TimeoutError:
-            taken = []
-        create = [one for one in parsed if one.key == CREATE]
-        return [_stripped(one.pdu) for one in (*create, *(each.event for each in taken))]
 
     # --- keeping it
 
@@ -217,18 +173,3 @@ class Invites(Part):
             self._appender.left_afar(tx, room, target, kept)
         await tx
         return True
-
-
-def _is_stripped(one: Any) -> bool:
-    return (
-        type(one) is dict
-        and isinstance(one.get("type"), str)
-        and isinstance(one.get("state_key"), str)
-        and isinstance(one.get("content"), dict)
-        and is_user_id(one.get("sender"))
-    )
-
-
-def _stripped(one: dict[str, Any]) -> dict[str, Any]:
-    """Spec: client-server-api/#stripped-state"""
-    return {name: one[name] for name in ("type", "state_key", "content", "sender")}

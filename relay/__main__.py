@@ -155,9 +155,15 @@ def _token_revoke(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
+    if arguments.columns:
+        return _tell(arguments, _command(arguments.data, "columns", {}), answers.columns)
     result = _command(arguments.data, "audit", {})
     _tell(arguments, result, answers.audit)
     return 1 if result["findings"] else 0
+
+
+def _seal(arguments: argparse.Namespace) -> int:
+    return _tell(arguments, offline(arguments.data, "seal", {}), answers.sealed)
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -293,8 +299,12 @@ def _parser() -> argparse.ArgumentParser:
         )
     grammar.add("check", _check, "look over config, keys, database, ports, disk and clock", "--data data")
     grammar.add("status", _status, "say whether the relay on a data folder runs and answers", "--data data")
-    grammar.add(
+    audit = grammar.add(
         "audit", _audit, "count what is stored by the rule that lets it exist; name what has none", "--data data"
+    )
+    audit.add_argument("--columns", action="store_true", help="list every stored column, what for and for how long")
+    grammar.add(
+        "seal", _seal, "redact for good what privacy.seal no longer allows; the relay must not run", "--data data"
     )
 
     users = grammar.group("user", "accounts")

@@ -56,12 +56,12 @@ def tokens(result: Any) -> str:
     rows = []
     for token in result:
         uses = token.get("uses")
-        left = "any number of uses" if uses is None else f"of {uses} uses"
+        used = f"used {token.get('used', 0)} times" if uses is None else f"used {token.get('used', 0)} of {uses} times"
         expires = token.get("expires_ms")
         rows.append(
             (
                 token["token"],
-                f"used {token.get('used', 0)} times {left}",
+                used,
                 "never expires" if expires is None else f"expires {_day(expires)}",
             )
         )
@@ -76,6 +76,19 @@ def audit(result: Any) -> str:
         f"{len(findings)} rows without a rule." if findings else "Every row has a rule under which it may exist."
     )
     return "\n".join(lines)
+
+
+def columns(result: Any) -> str:
+    lines = []
+    for table in result:
+        lines.append(f"{table['table']}: {table['rule']}")
+        lines += [f"    {c['column']}: {c['purpose']} - kept: {c['kept']}" for c in table["columns"]]
+    return "\n".join(lines)
+
+
+def sealed(result: Any) -> str:
+    changed = sum(result["changed"].values())
+    return f"{changed} rows were redacted or removed." if changed else "Nothing had to be redacted."
 
 
 def status(result: Any) -> str:

@@ -15,25 +15,34 @@ import re
 import sqlite3
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import structlog
+
 from relay.bell import Bell
 from relay.errors import StorageFull
 from relay.tables import OWN, Schema
-from relay.upgrade import WrongDatabase, upgrade
+from relay.upgrade import claim, upgrade
+
+log = structlog.get_logger("db")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Row = tuple[Any, ...]
+# Who waits for it, the function, and what it is given.
+_Read = tuple[asyncio.Future[Any], Callable[..., Any], Any, Any]
 
 MAX_JOBS_PER_COMMIT = 256
-READERS = 3
+READERS = 2
 STATEMENT_CACHE = 1024
+# SQLite's own defaults are 2 MiB and 1,000 pages: a hundred messages would fill the log and pay for its clearing.
+WRITER_CACHE_KIB = 8 * 1024
+LOG_PAGES_BEFORE_CLEARING = 4_000
 _MARK = re.compile(r"\$(\d+)")
 _PRIMARY = re.compile(r"\bBIGINT PRIMARY KEY\b")
 _BYTES = re.compile(r"\bBYTES\b")
@@ -92,17 +101,8 @@ class Tx:
     """A write: statements in order, at most one function whose answer `await tx` returns, and who is to be woken after it."""
 
     __slots__ = (
-        "_db",
-        "_statements",
-        "_rings",
-        "_after",
-        "_chain",
-        "_generation",
-        "_future",
-        "_ticked",
-        "last_pos",
-        "_failed",
-    )
+        "_db", "_statements", "_rings", "_after", "_chain", "_generation", "_future", "_ticked", "last_pos", "_failed",
+    )  # fmt: skip
 
     def __init__(self, db: Database, chain: str | None) -> None:
         self._db = db
@@ -175,6 +175,7 @@ class Database:
 
     path: Path
     bell: Bell
+    readers: int = READERS
     _queue: SimpleQueue[Tx | None] = field(default_factory=SimpleQueue)
     _generations: dict[str, int] = field(default_factory=dict)
     _open_tx: Tx | None = None
@@ -184,32 +185,38 @@ class Database:
         self._stable = 0
         self.epoch = 1
         self._writer: threading.Thread | None = None
-        self._local = threading.local()
-        self._readers: ThreadPoolExecutor | None = None
+        self._readers: list[threading.Thread] = []
+        self._reads: SimpleQueue[_Read | None] = SimpleQueue()
         self._connections: list[sqlite3.Connection] = []
         self._schemas: list[Schema] = []
         self._broken: dict[str, int] = {}  # the writer thread's own
-        self._unfinished = 0
 
     # --- opening and closing
 
     async def open(self, schemas: Sequence[Schema], server_name: str) -> None:
-        """Makes or upgrades the file, then starts the threads. Raises WrongDatabase."""
+        """Makes or upgrades the file, then starts the threads. Raises upgrade.WrongDatabase."""
         self._loop = asyncio.get_running_loop()
         self._schemas = list(schemas)
         await asyncio.to_thread(self._prepare, server_name)
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._readers = [
+            threading.Thread(target=self._read_loop, name=f"reader {number}", daemon=True)
+            for number in range(self.readers)
+        ]
+        for reader in self._readers:
+            reader.start()
         self._writer = threading.Thread(target=self._write_loop, name="writer", daemon=True)
         self._writer.start()
 
     async def close(self) -> None:
-        if self._writer is not None:
+        writer, self._writer = self._writer, None  # from here on nothing more is queued
+        if writer is not None:
             self._queue.put(None)
-            await asyncio.to_thread(self._writer.join)
-            self._writer = None
-        if self._readers is not None:
-            await asyncio.to_thread(self._readers.shutdown)
-            self._readers = None
+            await asyncio.to_thread(writer.join)
+        readers, self._readers = self._readers, []
+        for _ in readers:
+            self._reads.put(None)
+        for reader in readers:
+            await asyncio.to_thread(reader.join)
         for connection in self._connections:
             connection.close()
         self._connections.clear()
@@ -234,16 +241,7 @@ class Database:
         connection.execute("PRAGMA journal_mode = WAL")
         for statement in OWN.steps[0].split(";"):
             connection.execute(statement)
-        known = connection.execute("SELECT value FROM settings WHERE name = 'server_name'").fetchone()
-        if known is None:
-            connection.execute(
-                "INSERT INTO settings VALUES ('server_name', ?), ('epoch', '1'), ('pos', '0')", (server_name,)
-            )
-        elif known[0] != server_name:
-            raise WrongDatabase(
-                f"This database belongs to the server name {known[0]!r}, the configuration says {server_name!r}. A server name can't "
-                "be changed later: put the old name back into the configuration, or start a new data folder with --data."
-            )
+        claim(connection, server_name)
         upgrade(connection, self._schemas, self.path, fresh=fresh, define=_definition)
         settings = dict(connection.execute("SELECT name, value FROM settings").fetchall())
         self.epoch = int(settings["epoch"])
@@ -257,20 +255,32 @@ class Database:
 
     async def read(self, function: Callable[Concatenate[Query, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`function(query, …)` in a reader's thread, on one consistent snapshot of what is committed."""
-        if self._readers is None:
+        if not self._readers:
             raise RuntimeError("the database is not open")
-        return await self._loop.run_in_executor(self._readers, self._reading, function, args, kwargs)
+        future = self._loop.create_future()
+        self._reads.put((future, function, args, kwargs))
+        result: T = await future
+        return result
 
-    def _reading(self, function: Callable[..., T], args: Any, kwargs: Any) -> T:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = self._connect()
-            connection.execute("PRAGMA query_only = ON")
-        connection.execute("BEGIN")
-        try:
-            return function(Query(connection), *args, **kwargs)
-        finally:
-            connection.execute("COMMIT")
+    def _read_loop(self) -> None:
+        connection: sqlite3.Connection | None = None
+        while (asked := self._reads.get()) is not None:
+            future, function, args, kwargs = asked
+            result, error = None, None
+            try:
+                if connection is None:
+                    connection = self._connect()
+                    connection.execute("PRAGMA query_only = ON")
+                connection.execute("BEGIN")
+                try:
+                    result = function(Query(connection), *args, **kwargs)
+                finally:
+                    connection.execute("COMMIT")
+            except Exception as failed:
+                error = failed
+            self._loop.call_soon_threadsafe(_tell, future, result, error)
+            # Nothing of it is held until the next one comes.
+            del asked, future, function, args, kwargs, result, error
 
     # --- writing
 
@@ -302,22 +312,23 @@ class Database:
 
     def closed(self, tx: Tx, *, enqueue: bool) -> None:
         self._open_tx = None
-        if tx._ticked:
-            for callback in tx._failed:
-                callback()
-            raise RuntimeError("something was awaited inside a write")
-        if not enqueue:
-            for callback in tx._failed:
-                callback()
+        wrong = "something was awaited inside a write" if tx._ticked else None
+        if enqueue and self._writer is None:
+            wrong = "the database is closed"
+        if wrong or not enqueue:
+            _call_all(tx._failed)
+            if wrong:
+                raise RuntimeError(wrong)
             return
         tx._future = self._loop.create_future()
         # Whoever built the write may have been cancelled; an error nobody awaits is not a second error.
         tx._future.add_done_callback(_retrieve)
-        self._unfinished += 1
         self._queue.put(tx)
 
     def _write_loop(self) -> None:
         connection = self._connect()
+        connection.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIB}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES_BEFORE_CLEARING}")
         query = Query(connection)
         while True:
             first = self._queue.get()
@@ -352,7 +363,9 @@ class Database:
             connection.execute("COMMIT")
         except Exception as error:  # the whole batch failed: nothing of it is on disk
             if connection.in_transaction:
-                connection.execute("ROLLBACK")
+                # A disk that fails may fail here too; the next BEGIN says so to those who come then.
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
             for outcome in outcomes:
                 outcome.result = None
                 outcome.error = outcome.error or _translate_error(error)
@@ -390,36 +403,29 @@ class Database:
         """Back in the event loop: caches take the change, then the bell rings, then the answers go out."""
         for outcome in outcomes:
             tx = outcome.tx
-            self._unfinished -= 1
             if tx.last_pos > self._stable:
                 self._stable = tx.last_pos
             if outcome.error is None:
-                for callback in tx._after:
-                    callback()
+                _call_all(tx._after)
             else:
                 if tx._chain is not None and tx._generation == self.generation(tx._chain):
                     self._generations[tx._chain] = tx._generation + 1
-                for callback in tx._failed:
-                    callback()
+                _call_all(tx._failed)
         for outcome in outcomes:
             if outcome.error is None:
                 for users, topic, pos in outcome.tx._rings:
                     self.bell.ring(users, topic, pos)
         self.bell.moved(self._stable)
         for outcome in outcomes:
-            future = outcome.tx._future
-            if future is None or future.done():
-                continue
-            if outcome.error is None:
-                future.set_result(outcome.result)
-            else:
-                future.set_exception(outcome.error)
+            if outcome.tx._future is not None:
+                _tell(outcome.tx._future, outcome.result, outcome.error)
 
     async def settled(self) -> None:
         """Until everything that was queued so far is on disk, or has failed."""
         with self.write() as tx:
             tx.call(lambda query: None)
-        await tx
+        with suppress(StorageFull, sqlite3.Error):  # those it shared a transaction with failed: that is settled too
+            await tx
 
     async def damage(self) -> str | None:
         """What a quick look over the file finds; None where it is sound."""
@@ -430,10 +436,7 @@ class Database:
 
     async def note(self, name: str) -> str | None:
         """A value of `settings`."""
-        found: str | None = await self.read(
-            lambda query: query.value("SELECT value FROM settings WHERE name = $1", name)
-        )
-        return found
+        return await self.read(lambda query: query.value("SELECT value FROM settings WHERE name = $1", name))
 
     async def take_note(self, name: str, value: str) -> None:
         with self.write() as tx:
@@ -457,6 +460,24 @@ class Database:
 
 
 FOLLOWED = "INSERT INTO followers (name, pos) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET pos = excluded.pos"
+
+
+def _tell(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return  # whoever asked was cancelled
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def _call_all(callbacks: Iterable[Callable[[], None]]) -> None:
+    """One that goes wrong must not keep the answers of everybody in this commit."""
+    for callback in callbacks:
+        try:
+            callback()
+        except Exception as error:
+            log.error("what follows a commit went wrong", exc_info=error)
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

@@ -144,7 +144,7 @@ class Server:
         media_folder = self.data_dir / "media"
         limits = Limits(_rates(settings), clock, enabled=settings.limits.enabled)
         bell = Bell()
-        db = Database(self.data_dir / settings.database.path, bell)
+        db = Database(self.data_dir / settings.database.path, bell, settings.database.reader_threads)
         seal = Seal(settings.privacy.seal, settings.privacy.allow)
         doors = OpenDoors() if settings.federation.enabled else AloneDoors()
         departures = Departures(name)
@@ -224,8 +224,8 @@ class Server:
         presence = Presence(settings.presence.enabled, bell, clock, rooms, departures, name)
         push_rules = PushRules(db)
         unread = Unread(db, rooms, push_rules, receipts, account_data.ignored_known)
-        copies = RemoteCopies(db, clock, settings.media, seal, remote, media_folder)
-        media = Media(db, clock, settings.media, seal, doors, copies, name, media_folder)
+        copies = RemoteCopies(db, clock, settings.media, seal, remote, media_folder / "remote")
+        media = Media(db, clock, settings.media, seal, doors, copies, name, media_folder / "local")
 
         # Who is told of what happens elsewhere.
         rooms.updates_profile = members.update_profile
@@ -279,6 +279,7 @@ class Server:
             **tokens.commands(),
             "audit": self._audit,
             "check": self._check,
+            "columns": self._columns,
             "seal": self._seal,
             "status": self._status,
         }
@@ -403,6 +404,18 @@ class Server:
                 "what": f"The database is damaged: {damage}",
                 "todo": "Stop the relay, keep a copy of the data folder, and restore the latest backup.",
             }
+        ]
+
+    async def _columns(self) -> list[dict[str, Any]]:
+        schemas = [*(part.schema for part in self._parts if part.schema is not None), OWN]
+        return [
+            {
+                "table": table.name,
+                "rule": table.rule,
+                "columns": [{"column": c, "purpose": why, "kept": kept} for c, (why, kept) in table.columns.items()],
+            }
+            for schema in schemas
+            for table in schema.tables
         ]
 
     async def _audit(self) -> dict[str, Any]:

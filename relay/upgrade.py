@@ -22,6 +22,20 @@ class Connection(Protocol):
     def execute(self, sql: str, parameters: Any = ..., /) -> Any: ...
 
 
+def claim(connection: Connection, server_name: str) -> None:
+    """The file becomes this server's, if it is nobody's yet. Raises WrongDatabase."""
+    known = connection.execute("SELECT value FROM settings WHERE name = 'server_name'").fetchone()
+    if known is None:
+        connection.execute(
+            "INSERT INTO settings VALUES ('server_name', ?), ('epoch', '1'), ('pos', '0')", (server_name,)
+        )
+    elif known[0] != server_name:
+        raise WrongDatabase(
+            f"This database belongs to the server name {known[0]!r}, the configuration says {server_name!r}. A server name can't "
+            "be changed later: put the old name back into the configuration, or start a new data folder with --data."
+        )
+
+
 def upgrade(
     connection: Connection, schemas: Sequence[Schema], path: Path, *, fresh: bool, define: Callable[[str], str]
 ) -> None:

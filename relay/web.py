@@ -18,6 +18,7 @@ import orjson
 import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDict
 
 from relay.errors import (
     ApiError,
@@ -55,6 +56,7 @@ CORS = {
     "Access-Control-Allow-Headers": "X-Requested-With, Content-Type, Authorization",
     "Access-Control-Expose-Headers": "Content-Disposition, Retry-After",
 }
+JSON_HEADERS = CIMultiDict({**CORS, "Content-Type": JSON_TYPE})
 
 
 @dataclass(slots=True, frozen=True)
@@ -354,7 +356,7 @@ class Web:
         if isinstance(result, web.StreamResponse):
             return result
         body = result if isinstance(result, bytes) else orjson.dumps(result)
-        return web.Response(body=body, content_type=JSON_TYPE, headers=CORS)
+        return web.Response(body=body, headers=JSON_HEADERS)
 
     async def _call(self, request: Request) -> Answer:
         route = request.route

@@ -23,6 +23,7 @@ class Nio:
         self.texts: list[tuple[str, str]] = []
         self.undecrypted: list[str] = []
         self.events: list[Any] = []
+        self.left: set[str] = set()
         self.typing: list[str] = []
         self.receipts: list[tuple[str, str]] = []
         self.verifications: list[Any] = []
@@ -48,6 +49,7 @@ class Nio:
     async def syncs(self, timeout: int = 0) -> None:
         answer = await self.client.sync(timeout=timeout)
         assert isinstance(answer, nio.SyncResponse), f"the client understands the sync: {answer}"
+        self.left |= set(answer.rooms.leave)
         await self.tends_keys()
 
     async def tends_keys(self) -> None:
@@ -79,6 +81,9 @@ class Nio:
 
     async def hears(self, text: str, within: float = PATIENCE_SECONDS) -> bool:
         return await self.notices(lambda: any(said == text for _, said in self.texts), within)
+
+    def knows_device(self, user_id: str, device: str) -> bool:
+        return any(one.id == device for one in self.client.device_store.active_user_devices(user_id))
 
     def room(self, room_id: str) -> Any:
         return self.client.rooms.get(room_id)

@@ -124,7 +124,10 @@ class DeviceQueues:
 
     async def changes(self, ask: SyncAsk, share: SyncShare) -> None:
         device = (ask.user_id, ask.device_id)
-        if ask.since is not None and not ask.concerns(TOPIC) and (self._empty_to.get(device) or -1) >= ask.since:
+        empty_to = self._empty_to.get(device) or -1
+        if ask.since is not None and not ask.concerns(TOPIC) and empty_to >= ask.since:
+            if empty_to < ask.upto:  # nothing came up to here, so that the next /sync need not look either
+                self._empty_to.put(device, ask.upto, self._empty_to.begin(device))
             return
         ticket = self._empty_to.begin(device)
         rows, taken, over = await self._db.read(self._waiting, ask.user_id, ask.device_id, ask.since, ask.upto)

@@ -230,6 +230,10 @@ class Store:
             async for block in reader.blocks(start, stop):
                 yield block
 
+    def remove(self, media_id: str) -> None:
+        """The same as `delete`, from a thread that may wait for the disk."""
+        self._path(media_id).unlink(missing_ok=True)
+
     async def delete(self, media_id: str) -> None:
         await self._in_thread(lambda: self._path(media_id).unlink(missing_ok=True))
 

@@ -407,9 +407,12 @@ class Media(Part):
             await self._clock.sleep(SWEEP_INTERVAL / SECOND)
 
     def reseal(self, query: Query) -> int:
-        """What was taken while the seal was open goes; `run` removes the files that have no row."""
+        """What was taken while the seal was open goes."""
         if self._seal.open:
             return 0
+        readable = [row[0] for row in query.all("SELECT media_id FROM media WHERE readable = $1", SEAL_OPEN)]
+        for media_id in readable:
+            self.store.remove(media_id)
         return query.run("DELETE FROM media WHERE readable = $1", SEAL_OPEN)
 
     def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:

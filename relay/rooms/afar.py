@@ -13,7 +13,7 @@ import orjson
 import structlog
 
 from relay.db import Database, Query
-from relay.errors import ApiError, BadEvent, Forbidden, NotAllowed, NotFound, RemoteError
+from relay.errors import ApiError, BadEvent, Forbidden, InvalidParam, NotAllowed, NotFound, RemoteError
 from relay.ids import server_of
 from relay.protocol import event as events
 from relay.protocol.auth import check
@@ -60,8 +60,10 @@ class Afar:
         self, user_id: str, room_id: str, servers: Sequence[str], member: Mapping[str, Any], may_be_joined: MayBeJoined
     ) -> None:
         """Raises an ApiError that says what the servers answered."""
-        invite = await self._invite_state(user_id, room_id)
-        if invite is not None and not may_be_joined(room_id, *_encryption_and_type(invite)):
+        invite = await self._told(user_id, room_id, "invite")
+        # Without a create event it tells nothing about the room.
+        knows = any(e.get("type") == "m.room.create" for e in invite)
+        if knows and not may_be_joined(room_id, *_encryption_and_type(invite)):
             raise Forbidden(NOT_ENCRYPTED)
         last: RemoteError | None = None
         for server in servers[:MAX_SERVERS_TRIED]:
@@ -227,28 +229,30 @@ class Afar:
                 self._appender.append(tx, room, event, marks=LOCAL)
         await tx
 
-    # --- invites to us, as far as we know them
+    # --- invites to us and knocks of ours, as far as we know them
 
-    async def _invite_state(self, user_id: str, room_id: str) -> list[dict[str, Any]] | None:
+    async def _told(self, user_id: str, room_id: str, *memberships: str) -> list[dict[str, Any]]:
+        """What was told of the room to somebody who is invited, or knocked."""
         mine = self._rooms.memberships(user_id).get(room_id)
-        if mine is None or mine.membership != "invite":
-            return None
+        if mine is None or mine.membership not in memberships:
+            return []
         raw = await self._db.read(
             lambda query: query.value(
                 "SELECT stripped FROM memberships WHERE room_nid = $1 AND user_id = $2", mine.room_nid, user_id
             )
         )
-        found = orjson.loads(bytes(raw)) if raw else None
-        # Without a create event it tells nothing about the room.
-        return found if found and any(e.get("type") == "m.room.create" for e in found) else None
+        told: list[dict[str, Any]] = orjson.loads(bytes(raw)) if raw else []
+        return told
 
     async def inviters(self, room_id: str, user_id: str) -> list[str]:
-        """The server that invited this person."""
+        """The server that invited this person; and those of the people who made the room what she was told of it."""
         mine = self._rooms.memberships(user_id).get(room_id)
-        if mine is None or mine.membership != "invite":
-            return []
-        invite = await self._rooms.event(mine.event_id)
-        return [server_of(invite.event.sender)] if invite is not None else []
+        servers = []
+        if mine is not None and mine.membership == "invite":
+            invite = await self._rooms.event(mine.event_id)
+            servers = [server_of(invite.event.sender)] if invite is not None else []
+        servers += [server_of(one["sender"]) for one in await self._told(user_id, room_id, "invite", "knock")]
+        return list(dict.fromkeys(servers))
 
     # --- leave and knock
 
@@ -290,6 +294,12 @@ class Afar:
             except RemoteError as error:
                 last = error
                 continue
+            try:
+                told = await self._intake.told(told, template.version, room_id)
+            except InvalidParam as bad:
+                # The knock stands; nothing is told of the room.
+                log.info("dropped what a server told of a room", server=server, rule=bad.text)
+                told = []
             room = await self._room_for(room_id, template.version)
             with self._db.write() as tx:
                 if self._rooms.loaded(room_id) is not room:

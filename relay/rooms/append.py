@@ -243,6 +243,7 @@ class Appender:
         tx.run(LOG_MEMBERSHIP + " ON CONFLICT DO NOTHING", pos, room.nid, user_id, before, "leave")
         if server_of(user_id) == self._server_name:
             self._local_membership(tx, room, user_id, "leave", "", pos)
+        tx.after(lambda: self._tell(room, user_id, before, "leave", pos))
 
     def _tell(self, room: Room, user_id: str, before: str | None, now: str, pos: int) -> None:
         for callback in self._rooms.on_membership:

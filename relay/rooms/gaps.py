@@ -92,8 +92,6 @@ class Gaps:
             fresh = set(await self._unplaced([one.event.id for one in fetched]))
             placed = 0
             for one in sorted((o for o in fetched if o.event.id in fresh), key=lambda o: o.event.depth):
-                if not room.acl.allows(one.event.server):
-                    continue
                 if await self._unplaced(one.event.prev_events):
                     continue
                 await self._cited(origin, room, one.event)

@@ -1,26 +1,37 @@
 """What another server sent, made ours: format, signatures, hash and the seal, before any rule is asked.
 
 PDU checks 1 to 3: server-server-api/#checks-performed-on-receipt-of-a-pdu. An event in clear is kept in its redacted
-form: its ID and signatures stay valid, its content is gone (the design's section on the seal).
+form: its ID and signatures stay valid, its content is gone (the design's section on the seal). Also what somebody is told
+of a room that she is not in: the stripped state of an invite or a knock.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 import structlog
 
-from relay.errors import BadEvent
+from relay.errors import BadEvent, InvalidParam
+from relay.ids import is_user_id
 from relay.protocol import event as events
 from relay.protocol.event import Event
 from relay.protocol.seal import Seal
 from relay.protocol.versions import RoomVersion
 from relay.remote import Remote
+from relay.rooms.room import CREATE
 from relay.rooms.store import STUB
 
 log = structlog.get_logger("intake")
+
+# What may be told of a room: the standard names ten types, and there are the inviter's and a few members' names.
+MAX_TOLD = 50
+MAX_TOLD_BYTES = 64 * 1024
+# For the keys of servers that may be gone.
+VERIFY_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -74,6 +85,62 @@ class Intake:
         self, pdus: Iterable[Any], version: RoomVersion, room_id: str, *, limits: bool = True
     ) -> list[Taken]:
         return await self.verified(self.parsed(pdus, version, room_id, limits=limits))
+
+    # --- what is told of a room
+
+    async def told(self, given: Sequence[Any], version: RoomVersion, room_id: str) -> list[dict[str, Any]]:
+        """The stripped state for the person's clients, as far as the seal lets it lie on disk. Raises InvalidParam.
+        Spec: the checks on `invite_room_state` and `knock_room_state`, due from version 12 on."""
+        if len(given) > MAX_TOLD:
+            raise InvalidParam(f"More than {MAX_TOLD} entries of the room's state were sent along.")
+        if version.room_id_is_create:
+            stripped = await self._from_events(given, version, room_id)
+        else:
+            # Before, both whole events and their stripped form are in use.
+            stripped = [_stripped(one) for one in given if _is_stripped(one)]
+        told = [one for one in stripped if self._seal.rule(one["type"], one["state_key"], one["content"]) is not None]
+        if len(orjson.dumps(told)) > MAX_TOLD_BYTES:
+            raise InvalidParam(f"More than {MAX_TOLD_BYTES} bytes of the room's state were sent along.")
+        return told
+
+    async def _from_events(self, given: Sequence[Any], version: RoomVersion, room_id: str) -> list[dict[str, Any]]:
+        parsed = []
+        for pdu in given:
+            try:
+                one = events.parse(pdu, version)
+            except BadEvent as bad:
+                raise InvalidParam(
+                    f"The room's state sent along has an entry that is not an event: {bad.text}."
+                ) from bad
+            if one.room_id != room_id or one.key is None:
+                raise InvalidParam("The room's state sent along has an entry that is not of this room's state.")
+            parsed.append(one)
+        if all(one.key != CREATE for one in parsed):
+            raise InvalidParam("The room's state sent along lacks the m.room.create event.")
+        # The create event is the one by its ID. What can't be verified of the others is left out instead of refused:
+        # their servers may be gone, and the invite is no less good for it.
+        try:
+            async with asyncio.timeout(VERIFY_SECONDS):
+                taken = await self.verified([one for one in parsed if one.key != CREATE])
+        except TimeoutError:
+            taken = []
+        create = [one for one in parsed if one.key == CREATE]
+        return [_stripped(one.pdu) for one in (*create, *(each.event for each in taken))]
+
+
+def _is_stripped(one: Any) -> bool:
+    return (
+        type(one) is dict
+        and isinstance(one.get("type"), str)
+        and isinstance(one.get("state_key"), str)
+        and isinstance(one.get("content"), dict)
+        and is_user_id(one.get("sender"))
+    )
+
+
+def _stripped(one: dict[str, Any]) -> dict[str, Any]:
+    """Spec: client-server-api/#stripped-state"""
+    return {name: one[name] for name in ("type", "state_key", "content", "sender")}
 
 
 def in_order(given: Iterable[Event]) -> list[Event]:

@@ -58,15 +58,12 @@ class Receiver:
         known = await self._have(room, [event.id for event in parsed])
         results: dict[str, str | None] = {event.id: None for event in parsed if event.id in known}
         fresh = [event for event in parsed if event.id not in known]
-        allowed = []
-        for event in fresh:
-            if room.acl.allows(event.server) and room.acl.allows(origin):
-                allowed.append(event)
-            else:
-                results[event.id] = "The room's access list does not admit this server."
-        taken = await self._intake.verified(allowed)
+        if not room.acl.allows(origin):
+            # It asks about who hands the events over: others may still pass on what a denied server sent earlier.
+            return results | {event.id: "The room's access list does not admit this server." for event in fresh}
+        taken = await self._intake.verified(fresh)
         good = {one.event.id for one in taken}
-        results.update({event.id: "The signatures do not hold." for event in allowed if event.id not in good})
+        results.update({event.id: "The signatures do not hold." for event in fresh if event.id not in good})
         for one in taken:
             try:
                 verdict = await self.place(origin, room_id, one)
@@ -143,14 +140,18 @@ class Receiver:
         return [room.entries[key] for key in keys if key in room.entries]
 
     async def _have(self, room: Room, event_ids: Sequence[str]) -> set[str]:
-        """Which of these are already placed: in the timeline, or refused one; outliers do not count."""
+        """Which of these are already placed, or refused. Outliers do not count, unless they stand in the room's current
+        state: those lie before what we have, and to judge them by a later state would refuse what is right."""
+        current = {event_id for event_id, _ in room.entries.values()}
 
         def find(query: Query) -> set[str]:
             return {
                 event_id
                 for event_id in event_ids
-                if query.one(
-                    f"SELECT 1 FROM events WHERE event_id = $1 AND (pos IS NOT NULL OR (marks & {REJECTED | SOFT_FAILED}) != 0)",
+                if event_id in current
+                or query.one(
+                    "SELECT 1 FROM events WHERE event_id = $1 AND (pos IS NOT NULL OR state_nid IS NOT NULL "
+                    f"OR (marks & {REJECTED | SOFT_FAILED}) != 0)",
                     event_id,
                 )
             }
@@ -226,7 +227,7 @@ class Receiver:
         found = await self._db.read(store.by_ids, event.prev_events, room.version)
         nids = [one.state_nid for one in found.values() if one.state_nid is not None]
         if not nids:
-            return dict(room.entries)
+            return {}  # before the first event there is nothing
         return await self._rooms.states.resolved(room.version, nids)
 
     async def _record_beside(

@@ -117,6 +117,8 @@ class Rooms:
         future: asyncio.Future[Room | None] = asyncio.get_running_loop().create_future()
         self._loading[room_id] = future
         try:
+            if await self.db.read(lambda query: query.value("SELECT 1 FROM rooms WHERE room_id = $1", room_id)) is None:
+                return None
             # Writes that were queued before are done first, so that memory begins where the disk is.
             await self.db.settled()
             room = await self.db.read(load_room, self.db, self.server_name, room_id)

@@ -153,11 +153,11 @@ class Sender:
                     one = self._appender.append(tx, room, event, marks=LOCAL, sent_by=sent_by)
                     if sent_by is not None:
                         tx.run(
-                            "INSERT INTO sent_transactions (user_id, device_id, txn_id, endpoint, event_id, sent_ts) "
+                            "INSERT INTO sent_transactions (user_id, device_id, txn_id, endpoint, event_nid, sent_ts) "
                             "VALUES ($1, $2, $3, $4, $5, $6)",
                             *sent_by,
                             endpoint,
-                            event.id,
+                            one.nid,
                             event.origin_server_ts // HOUR * HOUR,
                         )
                     if levels is not None:
@@ -199,7 +199,8 @@ class Sender:
             return None
         event_id = await self._db.read(
             lambda query: query.value(
-                "SELECT event_id FROM sent_transactions WHERE user_id = $1 AND device_id = $2 AND txn_id = $3 AND endpoint = $4",
+                "SELECT e.event_id FROM sent_transactions s JOIN events e ON e.nid = s.event_nid "
+                "WHERE s.user_id = $1 AND s.device_id = $2 AND s.txn_id = $3 AND s.endpoint = $4",
                 *sent_by,
                 endpoint,
             )

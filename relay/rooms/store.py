@@ -163,7 +163,7 @@ SCHEMA = Schema(
                 "device_id": ("from which device", "24 h"),
                 "txn_id": ("the client's transaction ID", "24 h"),
                 "endpoint": ("for which endpoint and room it holds", "24 h"),
-                "event_id": ("the event it made", "24 h"),
+                "event_nid": ("the event it made", "24 h"),
                 "sent_ts": ("when, to the hour", "24 h"),
             },
         ),
@@ -211,11 +211,10 @@ SCHEMA = Schema(
         CREATE INDEX relations_of_target ON relations (target_id, room_nid, rel_type, event_nid);
         CREATE INDEX relations_of_room ON relations (room_nid, rel_type);
         CREATE TABLE early_redactions (target_id TEXT NOT NULL, event_id TEXT NOT NULL, PRIMARY KEY (target_id, event_id));
-        CREATE TABLE sent_transactions (user_id TEXT NOT NULL, device_id TEXT NOT NULL, txn_id TEXT NOT NULL,
-            endpoint TEXT NOT NULL, event_id TEXT NOT NULL, sent_ts BIGINT NOT NULL,
-            PRIMARY KEY (user_id, device_id, txn_id, endpoint));
+        CREATE TABLE sent_transactions (event_nid BIGINT PRIMARY KEY, user_id TEXT NOT NULL, device_id TEXT NOT NULL,
+            txn_id TEXT NOT NULL, endpoint TEXT NOT NULL, sent_ts BIGINT NOT NULL,
+            UNIQUE (user_id, device_id, txn_id, endpoint));
         CREATE INDEX sent_transactions_by_age ON sent_transactions (sent_ts);
-        CREATE INDEX sent_transactions_of_event ON sent_transactions (event_id);
         CREATE TABLE aliases (alias TEXT PRIMARY KEY, room_nid BIGINT NOT NULL, creator TEXT NOT NULL);
         CREATE INDEX aliases_of_room ON aliases (room_nid)
         """,

@@ -103,7 +103,7 @@ def recall_transactions(query: Query, events: Iterable[Stored], user_id: str) ->
     """Which device of hers sent each of her events, and under which transaction ID, as far as that is still known."""
     for one in events:
         if one.sent_by is None and one.marks & LOCAL and one.event.sender == user_id:
-            row = query.one("SELECT user_id, device_id, txn_id FROM sent_transactions WHERE event_id = $1", one.id)
+            row = query.one("SELECT user_id, device_id, txn_id FROM sent_transactions WHERE event_nid = $1", one.nid)
             if row is not None:
                 one.sent_by = (row[0], row[1], row[2])
 

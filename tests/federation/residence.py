@@ -304,7 +304,9 @@ class FarRoom:
         self.host = peer.user("host")
         self.room_id = "" if self.version.room_id_is_create else f"!far:{peer.name}"
         self.latest: Event | None = None
-        self.create = self.event("m.room.create", {"room_version": version, "creator": self.host})
+        # Two rooms made in one millisecond would be one: the room ID is the hash of this event.
+        content = {"room_version": version, "creator": self.host, "nonce": next(_transactions)}
+        self.create = self.event("m.room.create", content)
         self.room_id = self.create.room_id
         self.state = [
             self.create,

@@ -109,7 +109,8 @@ async def test_only_an_invite_of_the_asking_server_to_somebody_here_is_signed(ho
 
 async def test_strangers_can_not_fill_the_disk_with_invites(house: Residence, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(invites, "MAX_UNANSWERED", 2)
-    rooms = [house.peer("two.example").room() for _ in range(3)]
+    two = house.peer("two.example")
+    rooms = [two.room() for _ in range(3)]
     answers = [await room.invites(room.member(ALICE, "invite")) for room in rooms]
     assert [one.status for one in answers] == [200, 200, 403], "unanswered invites have a bound"
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.fuzz.overheard import Ears, overhearing
+from tests.fuzz.place import Place
 from tests.fuzz.scene import Scene
 from tests.town import Town
 
@@ -23,3 +24,8 @@ async def scene(town: Town, ears: Ears) -> AsyncIterator[Scene]:
     scene = await Scene(town, ears).opens()
     yield scene
     await scene.stranger.leaves_town()
+
+
+@pytest.fixture
+async def place(town: Town) -> Place:
+    return await Place(town).opens()

@@ -22,13 +22,13 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.]{1,40}\Z")
 NOBODY = "localhost:1"
 
 TEXTS: tuple[str, ...] = (
-    "", " ", "x", "0", "-1", "true", "null", "\x00", "a\x00b", "\ud800", "é" * 200, "a" * 300, "a" * 70_000, "../../etc/passwd",
+    "", " ", "x", "0", "-1", "true", "null", "\x00", "a\x00b", "é" * 200, "a" * 300, "a" * 70_000, "../../etc/passwd",
     "@", "@:", "!", "$", "#", "mxc://", "mxc://a", "m.room.encrypted", "m.room.create", "m.login.password", "ed25519:1",
     "signed_curve25519:AAAA", f"@nobody:{NOBODY}", f"!room:{NOBODY}", f"#room:{NOBODY}", f"mxc://{NOBODY}/abc",
     "%00", "1e9", "99999999999999999999", "'; DROP TABLE users; --", "\u202e\u0000\uffff", "*" * 200,
 )  # fmt: skip
 NUMBERS: tuple[Any, ...] = (
-    0, -1, 1, 2**31, 2**53, -(2**53), 2**63, 2**64, 10**30, 0.5, -0.0, 1e308, float("inf"), float("nan"),
+    0, -1, 1, 2**31, 2**53, -(2**53), 2**63, 2**64, 10**30, 0.5, -0.0, 1e308,
 )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def deep(levels: int) -> bytes:
 
 
 def values(words: tuple[str, ...], known: tuple[str, ...] = ()) -> st.SearchStrategy[Any]:
-    """Anything that JSON can say, and some things that it can't. `known` are IDs that exist."""
+    """Anything that JSON can say. `known` are IDs that exist."""
     texts = [st.sampled_from(TEXTS), st.sampled_from(words)]
     if known:
         texts.append(st.sampled_from(known))
@@ -72,13 +72,13 @@ def bodies(words: tuple[str, ...], known: tuple[str, ...] = ()) -> st.SearchStra
 
 
 def as_json(value: Any) -> bytes:
-    """With everything that Python's own encoder lets pass: NaN, lone surrogates, integers of any size."""
+    """By Python's own encoder, which knows integers of any size."""
     return json.dumps(value, ensure_ascii=True).encode()
 
 
 NO_BODIES: tuple[bytes, ...] = (
     b"", b"{", b"[]", b"null", b'"text"', b"{}{}", b'{"a":1,}', b"\xff\xfe{\x00}\x00", b'{"a":"\xc3"}', b"\xef\xbb\xbf{}", b'{"a":NaN}',
-    b'{"type":"a","type":"b"}', deep(99), deep(101), deep(10_000), b"[" * 10_000, b'{"a":1e999}', b'{"a":-0}', b"{\x00}",
+    b'{"type":"a","type":"b"}', deep(99), deep(101), deep(10_000), b"[" * 10_000, b'{"a":1e999}', b'{"a":-0}', b"{\x00}", b'{"type":"\\ud800"}', b'{"\\ud800":1}',
 )  # fmt: skip
 
 

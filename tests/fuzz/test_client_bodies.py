@@ -13,65 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.web import Route
-from tests.fuzz.answers import Answer, ask, require_proper
-from tests.fuzz.oddities import NO_BODIES, ROOT, TEXTS, bodies, bounded, words_of
+from tests.fuzz.decent import Decent, decent_requests
+from tests.fuzz.oddities import NO_BODIES, ROOT, TEXTS, bodies, bounded, values, words_of
 from tests.fuzz.overheard import Ears
-from tests.people import Person
-from tests.town import Town
+from tests.fuzz.place import Place
 
 PARTS = sorted(
     str(path.relative_to(ROOT))
     for path in (ROOT / "relay").rglob("*.py")
     if path.name != "web.py" and "Route(" in path.read_text(encoding="utf-8")
 )
-PATH_TEXTS = tuple(text for text in TEXTS if "\ud800" not in text and len(text) < 1000)
-# What ends her session is done by somebody who can sign in again.
-ENDS = ("logout", "deactivate", "delete_devices", "account/password", "/devices/", "/refresh")
-
-
-class Place:
-    """A relay with a room, a person who throws and one who must not notice."""
-
-    def __init__(self, town: Town) -> None:
-        self.town = town
-        self.number = 0
-
-    async def opens(self) -> Place:
-        house = await self.town.relay("one")
-        assert house.server is not None
-        self.url = house.url
-        self.routes: list[Route] = list(house.server.web.routers["client"].routes)
-        self.quiet = await self.town.user("quiet@one")
-        await self.new_thrower()
-        return self
-
-    async def new_thrower(self) -> None:
-        self.number += 1
-        self.thrower: Person = await self.town.user(f"thrower{self.number}@one")
-        self.room = await self.thrower.creates_room(with_=self.quiet)
-        self.event = await self.thrower.sends(self.room)
-        self.known = (self.thrower.id, self.quiet.id, self.room, self.event, self.thrower.device, self.thrower.server, "global")
-
-    def routes_of(self, part: str) -> list[Route]:
-        return [route for route in self.routes if route.function.__code__.co_filename == str(ROOT / part)]
-
-    async def throws(self, route: Route, path: str, body: bytes | None) -> Answer:
-        what = f"{route.method} {path[:200]} {(body or b'')[:300]!r}"
-        answer = await ask(
-            self.town.http, route.method, self.url + path, body,
-            Authorization=f"Bearer {self.thrower.token}", Content_Type="application/json",
-        )  # fmt: skip
-        require_proper(answer, what)
-        if any(word in route.path for word in ENDS):
-            whoami = await ask(self.town.http, "GET", f"{self.url}/_matrix/client/v3/account/whoami", Authorization=f"Bearer {self.thrower.token}")
-            if whoami.status == 401:
-                await self.new_thrower()
-        return answer
-
-    async def quiet_noticed_nothing(self) -> None:
-        room = await self.thrower.creates_room(with_=self.quiet)
-        sent = await self.thrower.sends(room)
-        assert await self.quiet.sees(sent), "whoever did nothing is still signed in and hears what is said"
+PATH_TEXTS = tuple(text for text in TEXTS if len(text) < 1000)
 
 
 def paths(data: st.DataObject, route: Route, place: Place, words: tuple[str, ...]) -> str:
@@ -95,11 +47,6 @@ def test_every_part_with_endpoints_is_thrown_at() -> None:
     assert len(PARTS) > 20, "the parts are found by their routes"
 
 
-@pytest.fixture
-async def place(town: Town) -> Place:
-    return await Place(town).opens()
-
-
 @pytest.mark.parametrize("part", PARTS)
 async def test_what_is_no_object_is_refused_everywhere(place: Place, ears: Ears, part: str) -> None:
     for route in place.routes_of(part):
@@ -120,4 +67,38 @@ async def test_no_odd_value_breaks_an_endpoint(place: Place, ears: Ears, part: s
     path = paths(data, route, place, words)
     body = data.draw(bodies(words, place.known), "body") if route.method != "GET" else None
     await place.throws(route, path, body)
+    ears.nothing_broke()
+
+
+AREAS = ("accounts", "rooms", "reading", "people", "keys", "ephemeral", "push", "media")
+
+
+@pytest.mark.parametrize("area", AREAS)
+async def test_decent_requests_are_answered(place: Place, area: str) -> None:
+    """So that what is changed in them below comes as far as possible."""
+    for one in decent_requests(place, area):
+        answer = await place.throws_at(one.method, one.where(), one.raw())
+        assert answer.status in (200, 401), f"{one}: {answer.status} {answer.body[:300]!r}"
+
+
+@pytest.mark.parametrize("area", AREAS)
+@bounded(200)
+@given(data=st.data())
+async def test_no_request_that_is_nearly_decent_breaks_an_endpoint(
+    place: Place, ears: Ears, area: str, data: st.DataObject
+) -> None:
+    requests = decent_requests(place, area)
+    one: Decent = requests[data.draw(st.integers(0, len(requests) - 1), "request")]
+    odd = values(one.words(), place.known)
+    for _ in range(data.draw(st.integers(1, 2), "changes")):
+        kind = data.draw(st.sampled_from(("body", "body", "query", "path") if one.body is not None else ("query", "path")))
+        if kind == "body":
+            one = one.with_body(lambda spot: data.draw(st.sampled_from(spot)), data.draw(odd, "value"))
+        elif kind == "query":
+            name = data.draw(st.sampled_from((*one.query, "limit", "from", "since", "ts")), "parameter")
+            one = one.with_query(name, data.draw(st.sampled_from((*PATH_TEXTS, *place.known)), "value"))
+        else:
+            number = data.draw(st.integers(0, len(one.segments) - 1), "segment")
+            one = one.with_segment(number, data.draw(st.sampled_from((*PATH_TEXTS, *place.known)), "value"))
+    await place.throws_at(one.method, one.where(), one.raw())
     ears.nothing_broke()

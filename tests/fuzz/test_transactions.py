@@ -128,12 +128,12 @@ async def test_what_is_no_event_is_dropped_beside_those_that_are(scene: Scene) -
     await scene.nothing_is_lost()
 
 
-@pytest.mark.parametrize("number", [str(number) for number in NUMBERS if number == number])
+@pytest.mark.parametrize("number", [*map(str, NUMBERS), "1e999", "-1e999", "NaN", "1" * 5000])
 async def test_no_number_breaks_a_transaction(scene: Scene, number: str) -> None:
     body = orjson.dumps({"origin": scene.stranger.name, "pdus": [scene.room.event(content={**ENCRYPTED, "n": "HERE"}).pdu], "edus": []})
     for raw in (
-        body.replace(b'"HERE"', number.replace("inf", "1e999").encode()),
-        b'{"origin_server_ts":' + number.replace("inf", "1e999").encode() + b',"pdus":[],"edus":[]}',
+        body.replace(b'"HERE"', number.encode()),
+        b'{"origin_server_ts":' + number.encode() + b',"pdus":[],"edus":[]}',
     ):
         answer = await scene.stranger.sends_raw(scene.house, raw)
         assert answer.status in (200, 400, 401), f"{number}: {answer.status} {answer.body!r}"

@@ -6,6 +6,7 @@ their names are new for each story, since one Synapse serves them all.
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import importlib.util
 import itertools
@@ -14,6 +15,7 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +113,9 @@ class Synapse:
             "rc_media_create": UNLIMITED,
             "rc_presence": {"per_user": UNLIMITED},
             "rc_joins_per_room": UNLIMITED,
-            "rc_login": {kind: UNLIMITED for kind in ("address", "account", "failed_attempts")},
-            "rc_joins": {kind: UNLIMITED for kind in pairs},
-            "rc_invites": {kind: UNLIMITED for kind in ("per_room", "per_user", "per_issuer")},
+            "rc_login": dict.fromkeys(("address", "account", "failed_attempts"), UNLIMITED),
+            "rc_joins": dict.fromkeys(pairs, UNLIMITED),
+            "rc_invites": dict.fromkeys(("per_room", "per_user", "per_issuer"), UNLIMITED),
             "rc_federation": {
                 "window_size": 1000, "sleep_limit": 100_000, "sleep_delay": 1, "reject_limit": 100_000, "concurrent": 100,
             },
@@ -171,6 +173,14 @@ class Synapse:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    async def restarts_after(self, doing: Callable[[], Awaitable[None]]) -> None:
+        """Is away while that is done."""
+        await asyncio.to_thread(self.stop)
+        try:
+            await doing()
+        finally:
+            await asyncio.to_thread(self.start)
 
     async def user(self, http_session: aiohttp.ClientSession, name: str) -> Person:
         """A new account; its name gets a number, since other stories have people of that name too."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from federation.inbound import Inbound
 from tests.interop.neighbour import Synapse, encrypted
 from tests.people import Json, Person
 from tests.town import Town, Within
@@ -77,3 +79,28 @@ def olm(mark: str) -> Json:
         "sender_key": "c2VuZGVyc2VuZGVyc2VuZGVyc2VuZGVyc2VuZGVyc2U",
         "ciphertext": {"cmVjaXBpZW50cmVjaXBpZW50cmVjaXBpZW50cmVjaXA": {"type": 0, "body": mark}},
     }
+
+
+class Silence:
+    """The wire between our relay and Synapse is cut both ways, until `ends`: what comes in meanwhile waits at our door."""
+
+    def __init__(self, street: Street, relay: Within) -> None:
+        assert relay.server is not None, "the relay runs"
+        self._street = street
+        self._cut = (relay.nickname, street.synapse.federation_port)
+        self._over = asyncio.Event()
+        inbound = next(part for part in relay.server._parts if isinstance(part, Inbound))
+        self._receiver, self._receive = inbound._receiver, inbound._receiver.receive
+        self._receiver.receive = self._waits  # type: ignore[method-assign]
+        street.town._cuts.add(self._cut)
+
+    async def _waits(self, *what: Any, **more: Any) -> Any:
+        await self._over.wait()
+        return await self._receive(*what, **more)
+
+    def ends(self) -> None:
+        self._receiver.receive = self._receive  # type: ignore[method-assign]
+        self._street.town._cuts.discard(self._cut)
+        self._over.set()
+        # The outbox waits before it tries again.
+        self._street.town.clock.forward(minutes=5)

@@ -71,7 +71,9 @@ async def test_typing_and_receipts_cross(street: Street, host: str) -> None:
     room = await street.room(alice, bob)
     for one, two in ((alice, bob), (bob, alice)):
         await one.is_typing(room)
-        assert await two.notices(lambda one=one, two=two: two.typing.get(room) == [one.id]), "that someone types is seen"
+        assert await two.notices(lambda one=one, two=two: two.typing.get(room) == [one.id]), (
+            "that someone types is seen"
+        )
         await one.is_typing(room, False)
         assert await two.notices(lambda two=two: two.typing.get(room) == []), "that she stopped, too"
         sent = await one.sends(room)

@@ -87,7 +87,9 @@ async def test_messages_to_devices_cross_in_order(street: Street, host: str) -> 
     request = {"action": "request_cancellation", "request_id": "1", "requesting_device_id": alice.device}
     await alice.tells_devices("m.room_key_request", {bob.id: {"*": request}})
     for device in (bob, tablet):
-        arrived = await device.notices(lambda device=device: "m.room_key_request" in {e["type"] for e in device.to_device})
+        arrived = await device.notices(
+            lambda device=device: "m.room_key_request" in {e["type"] for e in device.to_device}
+        )
         assert arrived, "`*` reaches every device"
 
 

@@ -1,0 +1,60 @@
+"""Our relay and a real Synapse, and one of the two is away for a while: nothing is lost and nothing comes twice."""
+
+from __future__ import annotations
+
+from tests.interop.street import OURS, THEIRS, Street, both_sides, olm, they_talk
+from tests.interop.test_history import _said
+
+
+async def test_synapse_restarts_while_we_send(street: Street) -> None:
+    alice, bob = await street.two(OURS)
+    room = await street.room(alice, bob)
+    await bob.syncs()
+    sent = []
+
+    async def meanwhile() -> None:
+        sent.extend([await alice.sends(room) for _ in range(30)])
+        await alice.tells_devices("m.room.encrypted", {bob.id: {bob.device: olm("bWVhbndoaWxl")}})
+        await alice.calls("PUT", f"profile/{alice.id}/displayname", {"displayname": "Alice A."})
+
+    await street.synapse.restarts_after(meanwhile)
+    street.town.clock.forward(minutes=10)
+    assert await bob.sees(sent[-1], within=20), "the outbox catches up when Synapse is back"
+    assert await bob.notices(lambda: bool(bob.to_device)), "so do the messages to devices"
+    assert len(bob.to_device) == 1, "once"
+    assert await bob.notices(lambda: bob.name_of(room, alice) == "Alice A.")
+    assert await _said(bob, room) == sent, "in order, each once"
+    await they_talk(room, alice, bob)
+
+
+async def test_our_relay_restarts_while_synapse_sends(street: Street) -> None:
+    alice, bob = await street.two(OURS)
+    room = await street.room(alice, bob)
+    await alice.syncs()
+    relay = await street.relay()
+    await relay.stop()
+    sent = [await bob.sends(room) for _ in range(30)]
+    await bob.tells_devices("m.room.encrypted", {alice.id: {alice.device: olm("bWVhbndoaWxl")}})
+    await relay.start()
+    mine = await alice.sends(room)
+    assert await bob.sees(mine), "our first word after the start crosses"
+    assert await alice.sees(sent[-1], within=20), "and Synapse catches up"
+    assert await alice.notices(lambda: bool(alice.to_device), within=20)
+    assert len(alice.to_device) == 1
+    heard = await _said(alice, room)
+    assert [event_id for event_id in heard if event_id != mine] == sent, "in order, each once"
+    await they_talk(room, alice, bob)
+
+
+@both_sides
+async def test_an_invitation_to_a_server_that_is_away_says_so(street: Street, host: str) -> None:
+    if host == THEIRS:
+        alice, bob = await street.two(THEIRS)
+        room = await street.room(alice)
+        relay = await street.relay()
+        await relay.stop()
+        refused = await alice.is_refused(alice.invites_to(room, bob))
+        assert refused.status >= 400
+        await relay.start()
+        await street.welcomes(alice, bob, room)
+        await they_talk(room, alice, bob)
