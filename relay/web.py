@@ -198,7 +198,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 def require_shallow(value: Any) -> None:
     """Bounds the nesting, so that nothing behind it can run out of stack."""
-    level: list[Any] = [value]
+    level: list[Any] = [value] if type(value) is dict or type(value) is list else []
     for _ in range(MAX_JSON_DEPTH):
         level = [v for c in level for v in (c.values() if type(c) is dict else c) if type(v) is dict or type(v) is list]
         if not level:

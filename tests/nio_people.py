@@ -32,7 +32,9 @@ class Nio:
             person.id,
             device_id=device,
             store_path=str(folder),
-            config=AsyncClientConfig(encryption_enabled=True, store_sync_tokens=True, max_timeouts=2, request_timeout=20),
+            config=AsyncClientConfig(
+                encryption_enabled=True, store_sync_tokens=True, max_timeouts=2, request_timeout=20
+            ),
         )
         self.client.add_event_callback(self._text, nio.RoomMessageText)
         self.client.add_event_callback(self._undecrypted, nio.MegolmEvent)

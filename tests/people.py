@@ -99,14 +99,28 @@ class Person:
     # --- speaking
 
     async def calls(
-        self, method: str, where: str, body: Any = None, *, token: str | None = None, headers: Json | None = None, **query: Any
+        self,
+        method: str,
+        where: str,
+        body: Any = None,
+        *,
+        token: str | None = None,
+        headers: Json | None = None,
+        **query: Any,
     ) -> Json:
         """One request. A path without a leading / lies under /_matrix/client/v3."""
         _, answer = await self.asks(method, where, body, token=token, headers=headers, **query)
         return answer
 
     async def asks(
-        self, method: str, where: str, body: Any = None, *, token: str | None = None, headers: Json | None = None, **query: Any
+        self,
+        method: str,
+        where: str,
+        body: Any = None,
+        *,
+        token: str | None = None,
+        headers: Json | None = None,
+        **query: Any,
     ) -> tuple[Any, Any]:
         """The same with the response itself."""
         from yarl import URL
@@ -241,12 +255,20 @@ class Person:
         chunk = (await self.calls("GET", f"{path('rooms', room)}/members"))["chunk"]
         return {event["state_key"]: event["content"]["membership"] for event in chunk}
 
-    async def history(self, room: str, direction: str = "b", start: str | None = None, step: int = 30, most: int = 2000) -> list[Json]:
+    async def history(
+        self, room: str, direction: str = "b", start: str | None = None, step: int = 30, most: int = 2000
+    ) -> list[Json]:
         """Everything /messages gives, page by page."""
         found: list[Json] = []
         token = start
         while len(found) < most:
-            page = await self.calls("GET", f"{path('rooms', room)}/messages", dir=direction, limit=step, **({"from": token} if token else {}))
+            page = await self.calls(
+                "GET",
+                f"{path('rooms', room)}/messages",
+                dir=direction,
+                limit=step,
+                **({"from": token} if token else {}),
+            )
             found += page["chunk"]
             token = page.get("end")
             if token is None:
@@ -264,7 +286,9 @@ class Person:
         await self.calls("PUT", path("sendToDevice", type, txn or f"t{next(_transactions)}"), {"messages": messages})
 
     async def uploads(self, blob: bytes, content_type: str = "application/octet-stream", **query: Any) -> str:
-        answer = await self.calls("POST", "/_matrix/media/v3/upload", blob, headers={"Content-Type": content_type}, **query)
+        answer = await self.calls(
+            "POST", "/_matrix/media/v3/upload", blob, headers={"Content-Type": content_type}, **query
+        )
         return str(answer["content_uri"])
 
     async def downloads(self, uri: str, headers: Json | None = None) -> tuple[Any, bytes]:
@@ -275,7 +299,9 @@ class Person:
 
     async def syncs(self, timeout: int = 0, **query: Any) -> Json:
         """One /sync from where she stands, remembered. `timeout` in milliseconds."""
-        answer = await self.calls("GET", "sync", timeout=timeout, **({"since": self.since} if self.since else {}), **query)
+        answer = await self.calls(
+            "GET", "sync", timeout=timeout, **({"since": self.since} if self.since else {}), **query
+        )
         self._remembers(answer)
         return answer
 

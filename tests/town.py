@@ -150,7 +150,8 @@ class Apart(House):
     async def start(self) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "RELAY_SERVER_NAME"}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            # Waited for by hand: asyncio's own children can't be waited for from a later event loop.
+            self.process = subprocess.Popen(  # noqa: ASYNC220
                 [sys.executable, "-m", "relay", "serve", "--data", str(self.folder)],
                 stdout=log, stderr=log, cwd=ROOT, env=environment, start_new_session=True,
             )  # fmt: skip

@@ -126,6 +126,17 @@ class TypingNotices(Part):
             if known.until if fresh else known.number > ask.since_typing:
                 share.room(room_id).ephemeral.append({"type": "m.typing", "content": {"user_ids": list(known.until)}})
 
+    def changed(self, since: int) -> list[str]:
+        """The rooms where somebody began or stopped after this number of the typing line."""
+        found = []
+        for room_id, known in reversed(self._typing.items()):
+            # In the order of their numbers, but for those that have none yet.
+            if 0 < known.number <= since:
+                break
+            if known.number:
+                found.append(room_id)
+        return found
+
     def in_room(self, room_id: str) -> list[str]:
         known = self._typing.get(room_id)
         return list(known.until) if known is not None else []

@@ -8,6 +8,7 @@ a hundred; then a mark says up to which one, and the answer's token stands for t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import orjson
 
@@ -155,6 +156,43 @@ class DeviceQueues:
             {"sender": sender, "type": event_type, "content": orjson.Fragment(content)}
             for _, sender, event_type, content in rows
         ]
+
+    async def hand_out(
+        self, user_id: str, device_id: str, taken: int, upto: int, limit: int, *, quiet_since: int | None = None
+    ) -> tuple[list[Any], int]:
+        """What waits after `taken`, and up to where that reaches; what lies up to `taken` is gone from now on.
+
+        For sliding sync, where the client itself names the last batch that it has. `quiet_since` is a position since
+        which the bell knows of no message.
+        """
+        device = (user_id, device_id)
+        if quiet_since is not None and (self._empty_to.get(device) or -1) >= quiet_since:
+            return [], upto
+        ticket = self._empty_to.begin(device)
+
+        def look(query: Query) -> tuple[list[Row], bool]:
+            rows = query.all(
+                "SELECT pos, sender, type, content FROM to_device_messages "
+                "WHERE user_id = $1 AND device_id = $2 AND pos > $3 AND pos <= $4 ORDER BY pos LIMIT $5",
+                user_id, device_id, taken, upto, limit + 1,
+            )  # fmt: skip
+            old = "SELECT 1 FROM to_device_messages WHERE user_id = $1 AND device_id = $2 AND pos <= $3 LIMIT 1"
+            return rows, query.value(old, user_id, device_id, taken) is not None
+
+        rows, old = await self._db.read(look)
+        if old:
+            with self._db.write() as tx:
+                tx.run(
+                    "DELETE FROM to_device_messages WHERE user_id = $1 AND device_id = $2 AND pos <= $3",
+                    user_id, device_id, taken,
+                )  # fmt: skip
+        if not rows:
+            self._empty_to.put(device, upto, ticket)
+        reached = rows[limit - 1][0] if len(rows) > limit else upto
+        return [
+            {"sender": sender, "type": event_type, "content": orjson.Fragment(content)}
+            for _, sender, event_type, content in rows[:limit]
+        ], reached
 
     @staticmethod
     def _waiting(

@@ -235,6 +235,12 @@ class ToDevice(Part):
     async def changes(self, ask: SyncAsk, share: SyncShare) -> None:
         await self._queues.changes(ask, share)
 
+    async def hand_out(
+        self, user_id: str, device_id: str, taken: int, upto: int, limit: int, *, quiet_since: int | None = None
+    ) -> tuple[list[Any], int]:
+        """For sliding sync, see `DeviceQueues.hand_out`."""
+        return await self._queues.hand_out(user_id, device_id, taken, upto, limit, quiet_since=quiet_since)
+
     # --- going
 
     def device_deleted(self, tx: Tx, user_id: str, device_id: str) -> None:

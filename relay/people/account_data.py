@@ -7,7 +7,7 @@ Push rules and read markers belong to other parts, which say so in `provided`. S
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -83,6 +83,19 @@ class AccountData(Part):
         raw = await self._db.read(_content, user_id, room_id, event_type)
         content: dict[str, Any] | None = orjson.loads(raw) if raw is not None else None
         return content
+
+    async def of_types(self, user_id: str, types: Sequence[str]) -> list[tuple[str, str, Any]]:
+        """(room or '', type, content) of all that this user keeps under these types."""
+
+        def read(query: Query) -> list[Row]:
+            rows: list[Row] = []
+            for event_type in types:
+                rows += query.all(
+                    "SELECT room_id, type, content FROM account_data WHERE user_id = $1 AND type = $2", user_id, event_type
+                )
+            return rows
+
+        return [(room_id, kind, orjson.loads(raw)) for room_id, kind, raw in await self._db.read(read)]
 
     async def ignored_users(self, user_id: str) -> frozenset[str]:
         """Whom this local user does not want to hear from. Spec: client-server-api/#ignoring-users."""

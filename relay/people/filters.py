@@ -137,15 +137,15 @@ def parse_event_filter(text: str | None) -> EventFilter:
 
 def _convert(definition: dict[str, Any], kind: type[T]) -> T:
     try:
-        return msgspec.convert(_without_nulls(definition), kind)
+        return msgspec.convert(without_nulls(definition), kind)
     except msgspec.ValidationError as bad:
         raise BadJson(f"This is not a filter: {bad}.") from None
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """Some clients write null for what they leave out. The depth is bounded by `parse_object`."""
     if isinstance(value, dict):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     return value
 
 

@@ -35,7 +35,7 @@ class Tags(Part):
     async def _get_route(self, request: Request) -> Answer:
         require_self(request)
         content = await self._account_data.get(request.user_id, TAGS, require_room_id(request.params["room_id"]))
-        return {"tags": _tags_in(content)}
+        return {"tags": tags_in(content)}
 
     async def _put_route(self, request: Request) -> Answer:
         body = request.optional_json()
@@ -61,7 +61,7 @@ class Tags(Part):
             raise InvalidParam(f"The name of a tag has 1 to {MAX_TAG_BYTES} bytes.")
 
         def changed(raw: bytes | None) -> bytes:
-            tags = _tags_in(orjson.loads(raw) if raw is not None else None)
+            tags = tags_in(orjson.loads(raw) if raw is not None else None)
             change(tags, tag)
             new = orjson.dumps({"tags": tags})
             if len(new) > MAX_CONTENT_BYTES:
@@ -74,7 +74,7 @@ class Tags(Part):
         return {}
 
 
-def _tags_in(content: Any) -> dict[str, Any]:
+def tags_in(content: Any) -> dict[str, Any]:
     """A client may have written m.tag itself, in any shape."""
     tags = content.get("tags") if isinstance(content, dict) else None
     return tags if isinstance(tags, dict) else {}

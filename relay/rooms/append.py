@@ -7,11 +7,11 @@ without an await from judging to here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import orjson
 
-from relay.db import Tx
+from relay.db import ChainBroken, Query, Tx
 from relay.ids import server_of
 from relay.protocol.event import Event
 from relay.rooms import state, store
@@ -25,7 +25,8 @@ PUT_MEMBERSHIP = (
     "INSERT INTO memberships (room_nid, user_id, membership, event_id, pos, since_pos, local) VALUES ($1, $2, $3, $4, $5, $6, $7) "
     "ON CONFLICT (room_nid, user_id) DO UPDATE SET membership = excluded.membership, event_id = excluded.event_id, "
     "pos = excluded.pos, since_pos = CASE WHEN memberships.membership = excluded.membership THEN memberships.since_pos "
-    "ELSE excluded.since_pos END, forgotten = 0, stripped = NULL"
+    "ELSE excluded.since_pos END, forgotten = CASE WHEN memberships.event_id = excluded.event_id THEN memberships.forgotten "
+    "ELSE 0 END, stripped = NULL"
 )
 
 
@@ -42,6 +43,25 @@ class Appender:
         self._rooms.add(room)
         tx.failed(lambda: self._rooms.drop(room))
 
+    def begins(self, tx: Tx, room: Room) -> None:
+        """Before anything is put into a room that was loaded some awaits ago. Raises ChainBroken where it was dropped since:
+        what was judged by it was judged by something that never came to the disk."""
+        if room.dropped:
+            raise ChainBroken(room.room_id)
+        tx.failed(lambda: self._rooms.drop(room))
+
+    def first_time(self, tx: Tx, event: Event, nid: int | None) -> None:
+        """The write fails, to be judged again, where the event got a row or a place since it was looked for; `nid` is the
+        number that it had then. States speak of events by number, so there may never be two."""
+        event_id = event.id
+
+        def look(query: Query) -> None:
+            row = query.one("SELECT nid, pos FROM events WHERE event_id = $1", event_id)
+            if (row[0] if row is not None else None) != nid or (row is not None and row[1] is not None):
+                raise ChainBroken(event_id)
+
+        tx.call(look)
+
     def append(
         self,
         tx: Tx,
@@ -57,7 +77,7 @@ class Appender:
 
         `nid` is its number where it was an outlier before.
         """
-        tx.failed(lambda: self._rooms.drop(room))
+        self.begins(tx, room)
         pos = tx.pos()
         nid = pos if nid is None else nid
         replaces = None
@@ -83,23 +103,30 @@ class Appender:
         current: StateMap,
         changed: Mapping[store.Key, Event],
         replaces: str | None,
+        supersedes: Collection[str],
+        latest: bool = True,
         redacts: str | None = None,
         marks: int = 0,
     ) -> Stored:
         """An accepted event beside others: the current state is the outcome of a resolution, `current`; `changed` are the
-        events in it that were not current before. `nid` is a number the caller took for it, `state_after` its own state."""
-        tx.failed(lambda: self._rooms.drop(room))
+        events in it that were not current before. `nid` is a number the caller took for it, `state_after` its own state;
+        `supersedes` are those of the room's latest events that it builds on; not `latest` is what others build on already."""
+        self.begins(tx, room)
         pos = tx.pos()
         self.replace_state(tx, room, current, changed)
         return self._into_timeline(
-            tx, room, Stored(event, nid, pos, room.nid, state_after, marks, None, replaces, redacts)
+            tx,
+            room,
+            Stored(event, nid, pos, room.nid, state_after, marks, None, replaces, redacts),
+            supersedes,
+            latest=latest,
         )
 
     def replace_state(self, tx: Tx, room: Room, current: StateMap, changed: Mapping[store.Key, Event]) -> None:
         """The current state becomes `current`."""
-        if current == room.entries:
+        if current is room.entries or current == room.entries:
             return
-        tx.failed(lambda: self._rooms.drop(room))
+        self.begins(tx, room)
         gone = [key for key in room.entries if key not in current]
         pos = tx.last_pos or tx.pos()
         for key, event in changed.items():
@@ -134,14 +161,16 @@ class Appender:
         )  # fmt: skip
 
     def outlier(self, tx: Tx, room: Room, event: Event, *, marks: int = 0) -> int:
-        """An event that others cite: stored without a place in the timeline. Returns its nid. Twice is once."""
+        """An event that others cite: stored without a place in the timeline. Twice is once, and then the number that is
+        returned is not its number."""
         nid = tx.pos()
-        tx.run(
-            store.INSERT_EVENT + " ON CONFLICT (event_id) DO NOTHING",
-            nid, event.id, room.nid, None, min(event.depth, room.version.max_depth), event.type, event.sender,
-            event.state_key, None, marks, None, None, None, event.raw,
-        )  # fmt: skip
+        tx.run(store.INSERT_EVENT + " ON CONFLICT (event_id) DO NOTHING", *_outlier_row(nid, room.nid, event, marks))
         return nid
+
+    def outliers(self, tx: Tx, room: Room, given: Sequence[tuple[Event, int]]) -> None:
+        """Many of them, each with its marks."""
+        rows = [_outlier_row(tx.pos(), room.nid, event, marks) for event, marks in given]
+        tx.many(store.INSERT_EVENT + " ON CONFLICT (event_id) DO NOTHING", rows)
 
     def history(
         self,
@@ -164,21 +193,25 @@ class Appender:
 
         Spec: server-server-api/#rejection, #soft-failure. A soft-failed one keeps its state for resolution.
         """
+        self.begins(tx, room)
         one = Stored(event, nid, None, room.nid, state_after, marks)
         self._insert(tx, room, one)
         return one
 
     # --- the pieces
 
-    def _into_timeline(self, tx: Tx, room: Room, one: Stored) -> Stored:
+    def _into_timeline(
+        self, tx: Tx, room: Room, one: Stored, supersedes: Collection[str] | None = None, *, latest: bool = True
+    ) -> Stored:
         event = one.event
         self._insert(tx, room, one)
-        cited = [event_id for event_id in event.prev_events if room.extremities.pop(event_id, None) is not None]
+        older = event.prev_events if supersedes is None else supersedes
+        cited = [event_id for event_id in older if room.extremities.pop(event_id, None) is not None]
         if cited:
             tx.many(
                 "DELETE FROM forward_extremities WHERE room_nid = $1 AND event_id = $2", [(room.nid, c) for c in cited]
             )
-        if not one.marks & (REJECTED | SOFT_FAILED):
+        if latest:
             room.extremities[event.id] = one.depth
             tx.run("INSERT INTO forward_extremities (room_nid, event_id) VALUES ($1, $2)", room.nid, event.id)
         if one.shown:
@@ -195,6 +228,8 @@ class Appender:
             one.nid, event.id, room.nid, one.pos, one.depth, event.type, event.sender, event.state_key, one.state_nid,
             one.marks, one.redacted_by, one.replaces, one.redacts if one.redacts != event.redacts else None, event.raw,
         )  # fmt: skip
+        if one.state_nid is not None:
+            room.take_place(event.id, one.state_nid)
         relation = event.content.get("m.relates_to")
         if isinstance(relation, dict) and one.shown:
             target, rel_type = relation.get("event_id"), relation.get("rel_type")
@@ -234,6 +269,8 @@ class Appender:
     def _lost_membership(self, tx: Tx, room: Room, user_id: str, pos: int) -> None:
         """Resolution took a member event out of the state altogether: the person was never there."""
         before = room.members.get(user_id)
+        if before in (None, "leave"):
+            return
         tx.run(
             "UPDATE memberships SET membership = 'leave', pos = $3, since_pos = $3 WHERE room_nid = $1 AND user_id = $2",
             room.nid,
@@ -286,27 +323,36 @@ class Appender:
         acl: Event | None,
     ) -> None:
         """The state that a room has when somebody of ours comes to it: whole, and nobody is told of each member."""
+        self.begins(tx, room)
         pos = tx.pos()
+        known = {entry[0] for entry in room.entries.values()}
+        left = [(room.nid, user_id, pos) for user_id in room.members if user_id not in members]
+        room.begin_anew(pos)
         room.take_whole_state(entries, members, acl)
-        tx.many("DELETE FROM forward_extremities WHERE room_nid = $1", [(room.nid,)])
-        room.extremities.clear()
+        tx.run("DELETE FROM forward_extremities WHERE room_nid = $1", room.nid)
         self._record_state(tx, room, None, [], pos)
+        tx.many(
+            "UPDATE memberships SET membership = 'leave', pos = $3, since_pos = $3 WHERE room_nid = $1 AND user_id = $2",
+            left,
+        )
+        # Whose member event is the one of the last time has nothing to hear.
+        fresh = [e for e in state_events if e.type == "m.room.member" and e.id not in known]
+        here = self._server_name
         rows = [
-            (
-                room.nid,
-                e.state_key,
-                e.membership,
-                e.id,
-                pos,
-                pos,
-                int(server_of(e.state_key or "") == self._server_name),
-            )
-            for e in state_events
-            if e.type == "m.room.member"
+            (room.nid, e.state_key, e.membership, e.id, pos, pos, int(server_of(e.state_key or "") == here))
+            for e in fresh
         ]
         tx.many(PUT_MEMBERSHIP, rows)
+        for event in fresh:
+            if server_of(event.state_key or "") == here:
+                self._local_membership(tx, room, event.state_key or "", event.membership or "leave", event.id, pos)
         for event in state_events:
             if event.type != "m.room.member":
                 room.keep(event)
-            elif server_of(event.state_key or "") == self._server_name:
-                self._local_membership(tx, room, event.state_key or "", event.membership or "leave", event.id, pos)
+
+
+def _outlier_row(nid: int, room_nid: int, event: Event, marks: int) -> tuple[object, ...]:
+    return (
+        nid, event.id, room_nid, None, min(event.depth, event.version.max_depth), event.type, event.sender,
+        event.state_key, None, marks, None, None, None, event.raw,
+    )  # fmt: skip

@@ -23,6 +23,7 @@ from relay.rooms.store import Key, Stored
 
 RECENT_EVENTS = 64
 MAX_EVENTS_KEPT = 200
+MAX_PLACES_KEPT = 256
 
 CREATE: Key = ("m.room.create", "")
 POWER_LEVELS: Key = ("m.room.power_levels", "")
@@ -83,6 +84,7 @@ class Room:
         self.recent_floor = 0
         self.acl = ServerAcl.of(None)
         self._kept: OrderedDict[str, Event] = OrderedDict()
+        self._states_after: OrderedDict[str, int] = OrderedDict()
         self._levels: Levels | None = None
         self.dropped = False
 
@@ -125,6 +127,10 @@ class Room:
         wanted = {key: self.entries[key][0] for key in keys if key in self.entries}
         found = await self.events(wanted.values())
         return {key: found[event_id] for key, event_id in wanted.items() if event_id in found}
+
+    def state_after(self, event_id: str) -> int | None:
+        """The number of the state after an event that came lately, on disk or not; None where that has to be looked up."""
+        return self._states_after.get(event_id)
 
     def kept(self, event_id: str) -> Event | None:
         return self._kept.get(event_id)
@@ -206,6 +212,30 @@ class Room:
         for user_id, membership in members.items():
             self._take_membership(user_id, membership)
 
+    def take_place(self, event_id: str, state_nid: int) -> None:
+        """An event stands in the room's graph, shown or not."""
+        self._states_after[event_id] = state_nid
+        self._states_after.move_to_end(event_id)
+        while len(self._states_after) > MAX_PLACES_KEPT:
+            self._states_after.popitem(last=False)
+
+    def begin_anew(self, pos: int) -> None:
+        """Nobody of ours was here for a while: what came before `pos` is on disk only, and there is a gap after it."""
+        self.recent.clear()
+        self.recent_floor = pos
+        self._states_after.clear()
+        self.extremities.clear()
+
+    def take_taken_back(self, target: Event) -> None:
+        """An event was redacted: what memory holds of it is its redacted form."""
+        entry = self.entries.get(target.key) if target.key is not None else None
+        if target.id in self._kept:
+            self.keep(events.redacted(target))
+        if entry is not None and entry[0] == target.id:
+            self._levels = None
+            if target.key == SERVER_ACL:
+                self.acl = ServerAcl.of(events.redacted(target).content)
+
     def take_event(self, one: Stored) -> None:
         """One more event in the timeline."""
         if len(self.recent) == self.recent.maxlen and self.recent[0].pos is not None:
@@ -220,22 +250,17 @@ class Room:
         self.state_nid = row[0] if row else None
         if self.state_nid is None:
             return
-        entries = state.load(query, self.state_nid)
-        self.steps = int(query.value("SELECT steps FROM states WHERE nid = $1", self.state_nid))
+        _, self.steps, entries = state.load(query, self.state_nid)
         self.state_pos = int(query.value("SELECT max(pos) FROM current_states WHERE room_nid = $1", self.nid) or 0)
-        members: dict[str, str] = dict(
-            query.all("SELECT user_id, membership FROM memberships WHERE room_nid = $1", self.nid)
-        )
-        in_state = {key[1] for key in entries if key[0] == "m.room.member"}
-        acl = None
-        if SERVER_ACL in entries:
-            acl = store.by_ids(query, [entries[SERVER_ACL][0]], self.version)[entries[SERVER_ACL][0]].event
-        self.take_whole_state(entries, {u: m for u, m in members.items() if u in in_state}, acl)
-        for event_id, depth in query.all(
-            "SELECT f.event_id, e.depth FROM forward_extremities f JOIN events e ON e.event_id = f.event_id WHERE f.room_nid = $1",
+        acl = self._state_event(query, entries, SERVER_ACL)
+        self.take_whole_state(entries, self._members_of(query, entries), acl)
+        for event_id, depth, state_nid in query.all(
+            "SELECT f.event_id, e.depth, e.state_nid FROM forward_extremities f JOIN events e ON e.event_id = f.event_id WHERE f.room_nid = $1",
             self.nid,
         ):
             self.extremities[event_id] = depth
+            if state_nid is not None:
+                self.take_place(event_id, state_nid)
         # Everything that was ever queued is committed or failed by now: loading waits for the writer.
         upto = 2**62
         newest = store.latest(query, self.nid, self.version, 0, upto, RECENT_EVENTS)
@@ -244,6 +269,30 @@ class Room:
         self.recent.extend(newest)
         if len(newest) == RECENT_EVENTS and newest[0].pos is not None:
             self.recent_floor = newest[0].pos - 1
+
+    def _state_event(self, query: Query, entries: StateMap, key: Key) -> Event | None:
+        if key not in entries:
+            return None
+        one = store.by_ids(query, [entries[key][0]], self.version)[entries[key][0]]
+        return events.redacted(one.event) if one.redacted_by else one.event
+
+    def _members_of(self, query: Query, entries: StateMap) -> dict[str, str]:
+        """The memberships that the state says: the rows may be ahead of it, where somebody was invited after we all left."""
+        rows = {
+            user_id: (membership, event_id)
+            for user_id, membership, event_id in query.all(
+                "SELECT user_id, membership, event_id FROM memberships WHERE room_nid = $1", self.nid
+            )
+        }
+        members: dict[str, str] = {}
+        for key, (event_id, _) in entries.items():
+            if key[0] == "m.room.member":
+                membership, of = rows.get(key[1], ("leave", ""))
+                if of != event_id:
+                    event = self._state_event(query, entries, key)
+                    membership = (event.membership if event is not None else None) or "leave"
+                members[key[1]] = membership
+        return members
 
 
 def load_room(query: Query, db: Database, server_name: str, room_id: str) -> Room | None:

@@ -7,8 +7,9 @@ taken over after the commit (`append.py`), so what stands here is on disk.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from relay.rooms.state import States
 from relay.rooms.store import COLUMNS, HIDDEN, HISTORY, Stored, stored
 
 MAX_ROOMS_LOADED = 1_000
+# How long a transaction waits for a join that is under way.
+ARRIVAL_SECONDS = 20.0
 
 OnMembership = Callable[[Room, str, str | None, str, int], None]
 
@@ -49,8 +52,34 @@ class Rooms:
         self._memberships: dict[str, dict[str, Membership]] = {}
         self._joined: dict[str, frozenset[str]] = {}
         self.on_membership: list[OnMembership] = []
+        self._coming: Counter[str] = Counter()
+        self._arrived = asyncio.Event()
         # Rewrites a local user's member events; the server sets it to `Members.update_profile`.
         self.updates_profile: Callable[[str, Mapping[str, Any]], Awaitable[None]] | None = None
+
+    # --- joins under way
+
+    @asynccontextmanager
+    async def coming(self, room_id: str) -> AsyncIterator[None]:
+        """Somebody of ours is about to be in a room of other servers: what they send meanwhile waits for her."""
+        self._coming[room_id] += 1
+        try:
+            yield
+        finally:
+            self._coming[room_id] -= 1
+            if not self._coming[room_id]:
+                del self._coming[room_id]
+                arrived, self._arrived = self._arrived, asyncio.Event()
+                arrived.set()
+
+    async def arrival(self, room_id: str) -> None:
+        """Until nobody of ours is on her way into this room, or ARRIVAL_SECONDS."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ARRIVAL_SECONDS):
+                while room_id in self._coming:
+                    await self._arrived.wait()
+
+    # --- at the start
 
     async def open(self) -> None:
         rows = await self.db.read(
@@ -134,6 +163,8 @@ class Rooms:
         if len(self._loaded) > MAX_ROOMS_LOADED:
             for room_id, old in list(self._loaded.items())[: MAX_ROOMS_LOADED // 10]:
                 if not old.lock.locked() and not self._just_written(old):
+                    # Somebody may still hold it, about to take its lock: she has to see that it is no longer the room.
+                    old.dropped = True
                     del self._loaded[room_id]
 
     def _just_written(self, room: Room) -> bool:

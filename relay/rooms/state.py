@@ -7,7 +7,8 @@ here its inputs are gathered and its result is recorded.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 from relay.db import Database, Query, Tx
 from relay.protocol.event import Event
@@ -22,6 +23,15 @@ MAX_REMEMBERED_ENTRIES = 100_000
 # key -> (event ID, nid)
 StateMap = dict[Key, tuple[str, int]]
 
+
+class Known(NamedTuple):
+    """A state that lies in the database. `steps` is its distance from a whole one."""
+
+    nid: int
+    steps: int
+    entries: StateMap
+
+
 _CHAIN = """
     WITH RECURSIVE chain (nid, prev_nid, delta, step) AS (
         SELECT nid, prev_nid, delta, 0 FROM states WHERE nid = $1
@@ -31,7 +41,7 @@ _CHAIN = """
 """
 
 
-def load(query: Query, state_nid: int) -> StateMap:
+def load(query: Query, state_nid: int) -> Known:
     """The whole state. Raises KeyError for a state that is not there."""
     chain = query.all(_CHAIN, state_nid)
     if not chain:
@@ -42,7 +52,7 @@ def load(query: Query, state_nid: int) -> StateMap:
             row = query.one("SELECT type, state_key, event_id FROM events WHERE nid = $1", nid)
             if row is not None:
                 state[(row[0], row[1])] = (row[2], nid)
-    return state
+    return Known(state_nid, len(chain) - 1, state)
 
 
 def lookup(query: Query, room_nid: int, state_nids: Iterable[int], keys: Sequence[Key]) -> dict[int, dict[Key, str]]:
@@ -102,71 +112,147 @@ def record(
     return nid, steps
 
 
+def derive(tx: Tx, room_nid: int, after: StateMap, near: Iterable[Known]) -> Known:
+    """Writes a state beside others, as the smallest difference from one of those `near` it. One that is like one of them
+    is that one: where a room forks, its events still share their states."""
+    best: tuple[Known, list[int]] | None = None
+    for base in near:
+        if base.entries is after:
+            return base
+        if any(key not in after for key in base.entries):
+            continue  # a difference can't take anything away
+        changed = [entry[1] for key, entry in after.items() if base.entries.get(key) != entry]
+        if not changed:
+            return base
+        if best is None or len(changed) < len(best[1]):
+            best = base, changed
+    if best is None:
+        nid, steps = record(tx, room_nid, None, 0, after, ())
+    else:
+        nid, steps = record(tx, room_nid, best[0].nid, best[0].steps, after, best[1])
+    return Known(nid, steps, after)
+
+
+K = TypeVar("K", bound=Hashable)
+
+
+class _Remembered(Generic[K]):
+    """States, the latest used last, as many as the bound on their entries allows."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[K, Known] = OrderedDict()
+        self._entries = 0
+
+    def get(self, key: K) -> Known | None:
+        known = self._kept.get(key)
+        if known is not None:
+            self._kept.move_to_end(key)
+        return known
+
+    def put(self, key: K, known: Known) -> None:
+        before = self._kept.pop(key, None)
+        self._entries += len(known.entries) - (len(before.entries) if before is not None else 0)
+        self._kept[key] = known
+        while self._entries > MAX_REMEMBERED_ENTRIES and len(self._kept) > 1:
+            _, old = self._kept.popitem(last=False)
+            self._entries -= len(old.entries)
+
+
 class States:
     """Reads states, remembers some, and resolves where a room has forked."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._remembered: OrderedDict[int, StateMap] = OrderedDict()
-        self._entries = 0
-        # (version, the states) -> the resolved map: a fork is resolved once, however many events cite it.
-        self._resolved: OrderedDict[frozenset[int], StateMap] = OrderedDict()
+        # A state never changes once written, so nothing drops these but their bound.
+        self._remembered: _Remembered[int] = _Remembered()
+        # the states -> the resolved map: a fork is resolved once, however many events cite it.
+        self._resolved: _Remembered[frozenset[int]] = _Remembered()
 
-    async def get(self, state_nid: int) -> StateMap:
-        """The caller does not change it."""
+    async def known(self, state_nid: int) -> Known:
+        """The caller does not change it. Raises KeyError for a state that is not there."""
         known = self._remembered.get(state_nid)
         if known is None:
             known = await self._db.read(load, state_nid)
-            self.remember(state_nid, known)
-        else:
-            self._remembered.move_to_end(state_nid)
+            self._remembered.put(state_nid, known)
         return known
 
+    async def get(self, state_nid: int) -> StateMap:
+        return (await self.known(state_nid)).entries
+
+    def remember(self, known: Known) -> None:
+        self._remembered.put(known.nid, known)
+
     async def merged(self, version: RoomVersion, states: Sequence[StateMap], fresh: Sequence[Event] = ()) -> StateMap:
-        """The same for states at hand; `fresh` are events in them that are not in the database yet."""
+        """The state that results from states at hand; `fresh` are events in them that are not in the database yet."""
         return states[0] if len(states) == 1 else await self._resolve(version, states, fresh)
 
-    def remember(self, state_nid: int, state: StateMap) -> None:
-        self._remembered[state_nid] = state
-        self._entries += len(state)
-        while self._entries > MAX_REMEMBERED_ENTRIES and len(self._remembered) > 1:
-            _, old = self._remembered.popitem(last=False)
-            self._entries -= len(old)
-
-    async def resolved(self, version: RoomVersion, state_nids: Sequence[int]) -> StateMap:
+    async def resolved(self, version: RoomVersion, state_nids: Iterable[int]) -> StateMap:
         """The state that results where events with these states after them come together."""
         distinct = frozenset(state_nids)
         if len(distinct) == 1:
             return await self.get(next(iter(distinct)))
         known = self._resolved.get(distinct)
-        if known is not None:
-            self._resolved.move_to_end(distinct)
-            return known
-        states = [await self.get(nid) for nid in sorted(distinct)]
-        result = await self._resolve(version, states)
-        self._resolved[distinct] = result
-        while len(self._resolved) > 100:
-            self._resolved.popitem(last=False)
-        return result
+        if known is None:
+            states = [await self.get(nid) for nid in sorted(distinct)]
+            known = Known(0, 0, await self._resolve(version, states))
+            self._resolved.put(distinct, known)
+        return known.entries
 
     async def _resolve(self, version: RoomVersion, states: Sequence[StateMap], fresh: Sequence[Event] = ()) -> StateMap:
         nids = {event_id: nid for state in states for event_id, nid in state.values()}
         plain = [{key: event_id for key, (event_id, _) in state.items()} for state in states]
-        conflicted = needed(plain)
-        if conflicted:
+        if not needed(plain):
+            return {key: (event_id, nids[event_id]) for key, event_id in resolve(version, plain, {}).items()}
 
-            def gather(query: Query) -> dict[str, Stored]:
-                known: dict[str, Stored] = {}
-                # The create event and the power levels are needed even where they are not in conflict.
-                ids = {event_id for state in plain for event_id in state.values()}
-                ids.update(event_id for event in fresh for event_id in event.auth_events)
-                return store.auth_chain(query, ids, version, known)
+        def work(query: Query) -> StateMap:
+            read = _Read(query, version, fresh)
+            found: StateMap = {}
+            for key, event_id in resolve(version, plain, read, read.rejected).items():
+                nid = nids.get(event_id)
+                found[key] = (event_id, read.stored(event_id).nid if nid is None else nid)
+            return found
 
-            found = await self._db.read(gather)
-            events = {event_id: one.event for event_id, one in found.items()} | {event.id: event for event in fresh}
-            rejected = {event_id for event_id, one in found.items() if one.rejected}
-            nids.update({event_id: one.nid for event_id, one in found.items()})
-            merged = resolve(version, plain, events, rejected)
-        else:
-            merged = resolve(version, plain, {})
-        return {key: (event_id, nids[event_id]) for key, event_id in merged.items()}
+        # In a reader's thread: a large room's resolution takes its time, and reads only the events that it looks at.
+        return await self._db.read(work)
+
+
+class _Read(Mapping[str, Event]):
+    """Events by ID, read when resolution first looks at them. Raises KeyError for one that is not there."""
+
+    def __init__(self, query: Query, version: RoomVersion, fresh: Iterable[Event]) -> None:
+        self._query = query
+        self._version = version
+        self._events = {event.id: event for event in fresh}
+        self._stored: dict[str, Stored] = {}
+        self.rejected = _Rejected(self)
+
+    def stored(self, event_id: str) -> Stored:
+        one = self._stored.get(event_id)
+        if one is None:
+            one = self._stored[event_id] = store.by_ids(self._query, [event_id], self._version)[event_id]
+        return one
+
+    def is_rejected(self, event_id: str) -> bool:
+        if event_id in self._events and event_id not in self._stored:
+            return False  # it is being judged, and was found good so far
+        return self.stored(event_id).rejected
+
+    def __getitem__(self, event_id: str) -> Event:
+        event = self._events.get(event_id)
+        if event is None:
+            event = self._events[event_id] = self.stored(event_id).event
+        return event
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._events))
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+
+class _Rejected(Container[str]):
+    def __init__(self, read: _Read) -> None:
+        self._read = read
+
+    def __contains__(self, event_id: object) -> bool:
+        return self._read.is_rejected(str(event_id))

@@ -212,7 +212,8 @@ class WriteRoutes(Part):
 
     async def _where(self, request: Request) -> tuple[str, list[str]]:
         """The room that is meant, and servers to ask: those the client names, then those the alias names."""
-        asked = request.params.get("roomIdOrAlias") or request.params["roomId"]
+        params = request.params
+        asked = params["roomIdOrAlias"] if "roomIdOrAlias" in params else params["roomId"]
         # `server_name` is what `via` was called before v1.12.
         named = [s for s in (*request.query_list("via"), *request.query_list("server_name")) if is_server_name(s)]
         room_id, servers = await self._directory.room_of(asked)

@@ -27,6 +27,7 @@ DEFAULT_TIMELINE = 10
 MAX_TIMELINE = 1000
 MAX_HEROES = 5
 MAX_SHARED = 512
+MAX_SHARED_BYTES = 8 * 2**20
 MAX_LAZY_DEVICES = 5_000
 MAX_LAZY_MEMBERS = 500
 # With a filter on types, this many times the limit is looked through.
@@ -65,7 +66,9 @@ class SyncRooms:
         self._db = db
         self._rooms = rooms
         self._viewing = viewing
+        # Nothing drops these: what changes an answer is part of its key (`_same_answer`).
         self._shared: OrderedDict[tuple[object, ...], RoomPart] = OrderedDict()
+        self._shared_bytes = 0
         # (user, device) -> room -> whose member events it was given; only spares repetition.
         self._given: OrderedDict[tuple[str, str], dict[str, set[str]]] = OrderedDict()
 
@@ -73,7 +76,7 @@ class SyncRooms:
         limit = ask.filter.room.timeline.limit
         limit = min(DEFAULT_TIMELINE if limit is None else limit, MAX_TIMELINE)
         lazy = ask.filter.room.state.lazy_load_members
-        shown, limited = await self._timeline(ask, limit)
+        shown, limited = await self.timeline(ask, limit)
         shareable = (
             not ask.ignored
             and not ask.upto_leave
@@ -83,21 +86,15 @@ class SyncRooms:
         )
         if not shareable:
             return await self._compose(ask, shown, limited, lazy)
-        key = (
-            ask.room.room_id,
-            ask.since,
-            ask.upto,
-            ask.filter,
-            ask.full_state,
-            ask.state_after,
-            shown[-1].nid if shown else 0,
-        )
+        key = _same_answer(ask, shown, limited)
         part = self._shared.get(key)
         if part is None:
             part = await self._compose(ask, shown, limited, lazy)
-            self._shared[key] = part
-            if len(self._shared) > MAX_SHARED:
-                self._shared.popitem(last=False)
+            if key not in self._shared:
+                self._shared[key] = part
+                self._shared_bytes += len(part.json)
+            while self._shared_bytes > MAX_SHARED_BYTES or len(self._shared) > MAX_SHARED:
+                self._shared_bytes -= len(self._shared.popitem(last=False)[1].json)
         return part
 
     def _lazy_adds_nothing(self, ask: RoomAsk, shown: Sequence[Stored]) -> bool:
@@ -111,7 +108,7 @@ class SyncRooms:
 
     # --- timeline
 
-    async def _timeline(self, ask: RoomAsk, limit: int) -> tuple[list[Stored], bool]:
+    async def timeline(self, ask: RoomAsk, limit: int) -> tuple[list[Stored], bool]:
         """The newest events in (since, upto], oldest first, and whether there were more."""
         room, wanted = ask.room, ask.filter.room.timeline
         if limit == 0 or not ask.filter.room.allows_room(room.room_id) or not wanted.allows_room(room.room_id):
@@ -138,7 +135,7 @@ class SyncRooms:
         limited = len(found) > limit
         return found[-limit:], limited
 
-    async def _may_see(self, ask: RoomAsk, shown: list[Stored]) -> tuple[list[Stored], dict[str, str]]:
+    async def may_see(self, ask: RoomAsk, shown: list[Stored]) -> tuple[list[Stored], dict[str, str]]:
         """What this person may see of it, and her membership at each event."""
         if not shown or ((shown[0].pos or 0) >= ask.mine.since_pos and ask.mine.membership == "join"):
             return shown, dict.fromkeys((one.id for one in shown), "join")
@@ -148,7 +145,7 @@ class SyncRooms:
 
     async def _compose(self, ask: RoomAsk, found: list[Stored], limited: bool, lazy: bool) -> RoomPart:
         room = ask.room
-        shown, memberships = await self._may_see(ask, found)
+        shown, memberships = await self.may_see(ask, found)
         if len(shown) < len(found):
             limited = True
         needs_look = any(not format.plain(one) for one in shown)
@@ -269,6 +266,27 @@ class SyncRooms:
 
     async def visibility(self, room: Room) -> str:
         return str((await room.content(*HISTORY_VISIBILITY)).get("history_visibility", "shared"))
+
+
+def _same_answer(ask: RoomAsk, shown: Sequence[Stored], limited: bool) -> tuple[object, ...]:
+    """Two people whose keys are equal get the same bytes, though their tokens may differ."""
+    room = ask.room
+    if ask.full_state or not ask.since:
+        state_since: int | None = 0
+    else:
+        state_since = None if room.state_pos <= ask.since else ask.since
+    return (
+        room.room_id,
+        ask.filter,
+        ask.state_after,
+        limited,
+        (shown[0].nid, shown[-1].nid, len(shown)) if shown else None,
+        # Whoever does not ask for redactions must not get what was taken back since.
+        tuple(one.nid for one in shown if one.redacted_by is not None),
+        state_since,
+        room.state_pos,
+        ask.upto if not shown or ask.upto < room.state_pos else None,
+    )
 
 
 async def stripped_state(room: Room, user_id: str) -> list[Event]:

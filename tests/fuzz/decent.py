@@ -185,12 +185,12 @@ def _keys(place: Place) -> list[Any]:
             "algorithm": algorithms[0], "sender_key": "QUJD", "ciphertext": {"QUJD": {"type": 0, "body": "QUJD"}}, "org.matrix.msgid": "1"}}}}),
         ("PUT", (f"{V3}/sendToDevice", "m.room_key_request", f"t{place.fresh()}"), {"messages": {other: {"D": {
             "action": "request_cancellation", "requesting_device_id": device, "request_id": "1"}}}}),
-        ("POST", (f"{V3}/room_keys/version",), {"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": auth_data}),
         ("PUT", (f"{V3}/room_keys/keys",), {"rooms": {place.room: {"sessions": {"s": backed_up}}}}, {"version": place.backup}),
         ("PUT", (f"{V3}/room_keys/keys", place.room, "s"), backed_up, {"version": place.backup}),
         ("GET", (f"{V3}/room_keys/keys", place.room), None, {"version": place.backup}),
         ("POST", (f"{V3}/keys/device_signing/upload",), {"master_key": {"user_id": me, "usage": ["master"], "keys": {"ed25519:" + "M" * 43: "M" * 43}},
             "self_signing_key": {"user_id": me, "usage": ["self_signing"], "keys": {"ed25519:" + "S" * 43: "S" * 43}, "signatures": signature}}),
+        ("POST", (f"{V3}/room_keys/version",), {"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": auth_data}),
     ]  # fmt: skip
 
 

@@ -48,7 +48,7 @@ class Stranger:
 
     async def opens(self) -> Stranger:
         folder = self.town.folder / f"stranger{self.port}"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         certificate, key = self.town.authority.certify(folder, "localhost", "127.0.0.1")
         served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         served.load_cert_chain(certificate, key)
@@ -94,7 +94,7 @@ class Stranger:
     ) -> Answer:
         """A signed request. `body` may be bytes, which need not be JSON; `header` replaces the Authorization header."""
         raw = body if isinstance(body, bytes) else None if body is None else encode(body)
-        signed = authorization(method, where, origin or self.name, house.name, raw, key or self.key) if header is None else header
+        signed = authorization(method, where, self.name if origin is None else origin, house.name, raw, key or self.key) if header is None else header
         url = URL(f"https://localhost:{house.federation_port}{where}", encoded=True)
         headers = {"Authorization": signed, "Content-Type": "application/json"} if signed else {}
         async with self._http.request(method, url, data=raw, headers=headers) as answer:

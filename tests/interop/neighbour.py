@@ -124,6 +124,7 @@ class Synapse:
     def _log_config(self) -> dict[str, Any]:
         return {
             "version": 1,
+            "disable_existing_loggers": False,
             "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s %(request)s %(message)s"}},
             "handlers": {
                 "file": {"class": "logging.FileHandler", "filename": str(self.log), "formatter": "plain"},

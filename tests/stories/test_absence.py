@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tests.people import Person, until
+from tests.people import until
 from tests.town import Town, Within
 
 

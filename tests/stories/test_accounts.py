@@ -29,7 +29,9 @@ async def test_a_client_that_refreshes_gets_new_tokens_and_the_old_one_ends(town
     got = await phone.calls("POST", "refresh", {"refresh_token": phone.refresh_token}, token="")
     phone.token = got["access_token"]
     assert phone.token != old, "refreshing gives a new access token"
-    assert (await phone.calls("GET", "account/whoami"))["device_id"] == phone.device, "the new token speaks for the same device"
+    assert (await phone.calls("GET", "account/whoami"))["device_id"] == phone.device, (
+        "the new token speaks for the same device"
+    )
     refused = await phone.is_refused(phone.calls("GET", "account/whoami", token=old))
     assert refused.errcode == "M_UNKNOWN_TOKEN", "the old access token ends when the new one is used"
     town.clock.forward(hours=2)

@@ -30,7 +30,9 @@ async def test_whoever_leaves_sees_nothing_more_of_the_room(town: Town) -> None:
     after = await alice.sends(room)
     answer = await bob.syncs()
     left = answer["rooms"]["leave"][room]
-    assert left["timeline"]["events"][-1]["content"]["membership"] == "leave", "the last thing she sees is that she left"
+    assert left["timeline"]["events"][-1]["content"]["membership"] == "leave", (
+        "the last thing she sees is that she left"
+    )
     assert await bob.does_not_see(after), "what comes later is not hers to see"
     refused = await bob.is_refused(bob.sends(room))
     assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN")
@@ -53,7 +55,9 @@ async def test_a_kick_and_a_ban_take_somebody_out_without_their_reason(town: Tow
     await bob.syncs()
     assert room in bob.left, "who is kicked learns it"
     kick = bob.state[room]["m.room.member", bob.id]
-    assert kick["content"] == {"membership": "leave"} and kick["sender"] == alice.id, "the reason is free text, so it was left out"
+    assert kick["content"] == {"membership": "leave"} and kick["sender"] == alice.id, (
+        "the reason is free text, so it was left out"
+    )
     await alice.invites_to(room, bob)
     await bob.joins(room)
     await alice.bans(room, bob, reason="another remark")

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import resource
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -93,7 +92,10 @@ async def test_media_and_keys_that_were_answered_survive_a_kill(town: Town) -> N
     blob = os.urandom(200_000)
     uri = await alice.uploads(blob)
     await alice.calls("PUT", path("user", alice.id, "account_data", "com.example.x"), {"kept": True})
-    await bob.tells_devices("m.room_key_request", {alice.id: {alice.device: {"action": "request_cancellation", "request_id": "1", "requesting_device_id": "A"}}})
+    await bob.tells_devices(
+        "m.room_key_request",
+        {alice.id: {alice.device: {"action": "request_cancellation", "request_id": "1", "requesting_device_id": "A"}}},
+    )
     await one.kill()
     await one.start()
     _, got = await alice.downloads(uri)
@@ -124,8 +126,12 @@ async def test_a_full_disk_refuses_writes_and_loses_nothing(town: Town) -> None:
             if len(refusals) == 3:
                 break
     assert refusals, "at some point nothing more fits"
-    assert all(500 <= r.status < 600 for r in refusals), f"a full disk is the server's fault, and said so: {refusals[0]}"
-    assert "disk" in refusals[0].text.lower() or "room" in refusals[0].text.lower() or "full" in refusals[0].text.lower(), refusals[0].text
+    assert all(500 <= r.status < 600 for r in refusals), (
+        f"a full disk is the server's fault, and said so: {refusals[0]}"
+    )
+    assert (
+        "disk" in refusals[0].text.lower() or "room" in refusals[0].text.lower() or "full" in refusals[0].text.lower()
+    ), refusals[0].text
     with contextlib.suppress(Refused):
         await alice.uploads(os.urandom(FILE_LIMIT_BYTES + 1_000_000))
         raise AssertionError("an upload that does not fit was answered as if it did")

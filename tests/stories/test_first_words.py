@@ -45,7 +45,9 @@ async def test_the_sender_recognises_her_own_message_by_its_transaction_id(town:
         seen = await person.sees(sent)
         assert seen is not None
         told = seen.get("unsigned", {}).get("transaction_id")
-        assert told == expected, f"the transaction ID is told to the device that sent it and to no other ({person.name})"
+        assert told == expected, (
+            f"the transaction ID is told to the device that sent it and to no other ({person.name})"
+        )
 
 
 async def test_an_initial_sync_shows_the_room_and_an_incremental_one_what_is_new(town: Town) -> None:
@@ -108,4 +110,6 @@ async def test_a_message_typed_while_the_relay_restarts_is_there_with_the_old_to
     await town.houses["one"].restart()
     sent = await alice.sends(room)
     answer = await bob.syncs()
-    assert [e["event_id"] for e in answer["rooms"]["join"][room]["timeline"]["events"]] == [sent], "the token outlives the restart"
+    assert [e["event_id"] for e in answer["rooms"]["join"][room]["timeline"]["events"]] == [sent], (
+        "the token outlives the restart"
+    )

@@ -16,7 +16,9 @@ async def test_a_hundred_messages_are_paged_each_once_both_ways(town: Town) -> N
     assert newest == sent[-len(newest) :], "what is shown is the newest"
     older = [e["event_id"] for e in await bob.history(room, "b", timeline["prev_batch"], step=7)]
     back = list(reversed(older)) + newest
-    assert [e for e in back if e in set(sent)] == sent, "what the sync left out is paged, without a gap and without a repetition"
+    assert [e for e in back if e in set(sent)] == sent, (
+        "what the sync left out is paged, without a gap and without a repetition"
+    )
     assert len(back) == len(set(back)), "each event comes once"
     forth = [e["event_id"] for e in await bob.history(room, "f", step=13)]
     assert forth == back, "from the other end it is the same"
@@ -33,7 +35,12 @@ async def test_a_gap_in_the_sync_is_closed_by_paging_back_to_where_she_was(town:
     assert timeline["limited"] is True
     shown = [e["event_id"] for e in timeline["events"]]
     missing = await bob.calls(
-        "GET", f"rooms/{room.replace('!', '%21').replace(':', '%3A')}/messages", dir="b", limit=100, to=stood, **{"from": timeline["prev_batch"]}
+        "GET",
+        f"rooms/{room.replace('!', '%21').replace(':', '%3A')}/messages",
+        dir="b",
+        limit=100,
+        to=stood,
+        **{"from": timeline["prev_batch"]},
     )
     paged = [e["event_id"] for e in reversed(missing["chunk"])]
     assert paged + shown == sent, "from the gap's edge to where she stood, nothing is lost and nothing is doubled"
@@ -48,19 +55,23 @@ async def test_state_that_changed_inside_the_gap_comes_with_the_sync(town: Town)
         await alice.sends(room)
     answer = await bob.syncs()
     state = {(e["type"], e["state_key"]): e["content"] for e in answer["rooms"]["join"][room]["state"]["events"]}
-    assert state == {("m.room.name", ""): {"name": "New name"}}, "the name changed where she could not see it, so it is told"
+    assert state == {("m.room.name", ""): {"name": "New name"}}, (
+        "the name changed where she could not see it, so it is told"
+    )
 
 
 async def test_context_shows_what_stood_around_a_message(town: Town) -> None:
     alice = await town.user("alice@one")
     room = await alice.creates_room()
     sent = [await alice.sends(room) for _ in range(11)]
-    around = await alice.calls("GET", f"rooms/{room.replace('!', '%21')}/context/{sent[5].replace('$', '%24')}", limit=4)
+    around = await alice.calls(
+        "GET", f"rooms/{room.replace('!', '%21')}/context/{sent[5].replace('$', '%24')}", limit=4
+    )
     assert around["event"]["event_id"] == sent[5]
     assert [e["event_id"] for e in around["events_before"]] == [sent[4], sent[3]], "before: newest first"
     assert [e["event_id"] for e in around["events_after"]] == [sent[6], sent[7]], "after: oldest first"
     more = await alice.history(room, "b", around["start"], step=50)
-    assert [e["event_id"] for e in more][:4] == [sent[2], sent[1], sent[0]][:3] + [more[3]["event_id"]], "paging goes on from there"
+    assert [e["event_id"] for e in more][:3] == [sent[2], sent[1], sent[0]], "paging goes on from there"
     later = await alice.history(room, "f", around["end"], step=50)
     assert [e["event_id"] for e in later] == sent[8:], "and forth"
 
@@ -125,7 +136,8 @@ async def test_relations_are_bundled(town: Town) -> None:
     room = await alice.creates_room(with_=[bob, carol])
     root = await alice.sends(room)
     replies = [
-        await bob.sends(room, ciphertext(**{"m.relates_to": {"rel_type": "m.thread", "event_id": root}})) for _ in range(3)
+        await bob.sends(room, ciphertext(**{"m.relates_to": {"rel_type": "m.thread", "event_id": root}}))
+        for _ in range(3)
     ]
     where = f"/_matrix/client/v1/rooms/{room.replace('!', '%21')}/relations/{root.replace('$', '%24')}"
     listed = await alice.calls("GET", where + "/m.thread")

@@ -27,12 +27,15 @@ class Company:
         self.alice = await self.device("alice@one", "ALICELAPTOP")
         self.bob = await self.device("bob@two", "BOBLAPTOP")
         made = good(
-            await self.alice.client.room_create(invite=[self.bob.id], preset=nio.RoomPreset.private_chat), nio.RoomCreateResponse
+            await self.alice.client.room_create(invite=[self.bob.id], preset=nio.RoomPreset.private_chat),
+            nio.RoomCreateResponse,
         )
         self.room = made.room_id
         assert await self.bob.notices(lambda: self.room in self.bob.client.invited_rooms), "the invitation arrives"
         good(await self.bob.client.join(self.room), nio.JoinResponse)
-        assert await self.alice.notices(lambda: self.bob.id in (self.alice.room(self.room).users if self.alice.room(self.room) else ()))
+        assert await self.alice.notices(
+            lambda: self.bob.id in (self.alice.room(self.room).users if self.alice.room(self.room) else ())
+        )
         assert await self.bob.notices(lambda: self.room in self.bob.client.rooms)
 
     async def device(self, address: str, name: str) -> Nio:
@@ -107,16 +110,32 @@ async def test_an_encrypted_attachment_arrives(company: Company) -> None:
     alice, bob, room = company.alice, company.bob, company.room
     picture = b"\x89PNG\r\n\x1a\n" + os.urandom(150_000)
     answer, keys = await alice.client.upload(
-        lambda *_: BytesIO(picture), content_type="image/png", filename="secret name.png", encrypt=True, filesize=len(picture)
+        lambda *_: BytesIO(picture),
+        content_type="image/png",
+        filename="secret name.png",
+        encrypt=True,
+        filesize=len(picture),
     )
     good(answer, nio.UploadResponse)
     assert keys is not None
-    content = {"msgtype": "m.image", "body": "secret name.png", "file": {"url": answer.content_uri, **keys}, "info": {"size": len(picture)}}
-    good(await alice.client.room_send(room, "m.room.message", content, ignore_unverified_devices=True), nio.RoomSendResponse)
-    assert await bob.notices(lambda: any(isinstance(e, nio.RoomEncryptedImage) for e in bob.events)), "the message arrives"
+    content = {
+        "msgtype": "m.image",
+        "body": "secret name.png",
+        "file": {"url": answer.content_uri, **keys},
+        "info": {"size": len(picture)},
+    }
+    good(
+        await alice.client.room_send(room, "m.room.message", content, ignore_unverified_devices=True),
+        nio.RoomSendResponse,
+    )
+    assert await bob.notices(lambda: any(isinstance(e, nio.RoomEncryptedImage) for e in bob.events)), (
+        "the message arrives"
+    )
     event = next(e for e in bob.events if isinstance(e, nio.RoomEncryptedImage))
     got = good(await bob.client.download(mxc=event.url), nio.MemoryDownloadResponse)
-    assert decrypt_attachment(got.body, event.key["k"], event.hashes["sha256"], event.iv) == picture, "and so does the picture"
+    assert decrypt_attachment(got.body, event.key["k"], event.hashes["sha256"], event.iv) == picture, (
+        "and so does the picture"
+    )
 
 
 async def test_typing_receipts_and_redaction(company: Company) -> None:

@@ -24,7 +24,9 @@ async def test_a_readable_message_is_refused_with_advice(town: Town) -> None:
     refused = await alice.is_refused(alice.sends(room, {"msgtype": "m.text", "body": "hello"}, type="m.room.message"))
     assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN")
     assert "encrypt" in refused.text.lower(), f"the sentence says what to do: {refused.text}"
-    refused = await alice.is_refused(alice.sends(room, {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "not a ciphertext at all"}))
+    refused = await alice.is_refused(
+        alice.sends(room, {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "not a ciphertext at all"})
+    )
     assert refused.status == 403, "what only calls itself encrypted is refused as well"
     refused = await alice.is_refused(alice.tells_devices("m.room_key", {alice.id: {"*": {"session_key": "in clear"}}}))
     assert refused.status == 403, "a key in clear does not pass to a device"
@@ -39,7 +41,9 @@ async def test_free_text_is_left_out_of_what_is_kept(town: Town) -> None:
     room = await alice.creates_room(with_=bob)
     sent = await alice.sends(room, ciphertext(body="a plain remark", **{"m.mentions": {"user_ids": [bob.id]}}))
     kept = (await bob.event(room, sent))["content"]
-    assert set(kept) == {"algorithm", "ciphertext", "session_id", "device_id", "sender_key"}, "only what is listed is kept"
+    assert set(kept) == {"algorithm", "ciphertext", "session_id", "device_id", "sender_key"}, (
+        "only what is listed is kept"
+    )
 
 
 async def test_rooms_without_encryption_are_not_joined(town: Town) -> None:
@@ -49,13 +53,17 @@ async def test_rooms_without_encryption_are_not_joined(town: Town) -> None:
     refused = await alice.is_refused(alice.joins(f"#plain:{clara.server}"))
     assert refused.status == 403 and "encrypt" in refused.text.lower(), "she is told why"
     assert room not in (await alice.calls("GET", "joined_rooms"))["joined_rooms"]
-    assert alice.id not in {u for u, m in (await clara.members(room)).items() if m == "join"}, "and the room does not count her"
+    assert alice.id not in {u for u, m in (await clara.members(room)).items() if m == "join"}, (
+        "and the room does not count her"
+    )
     await clara.invites_to(room, alice)
     assert await alice.notices(lambda: room in alice.invites), "an invitation still arrives"
     refused = await alice.is_refused(alice.joins(room))
     assert refused.status == 403
     await alice.leaves(room)
-    encrypted = await clara.creates_room(initial_state=[{"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}])
+    encrypted = await clara.creates_room(
+        initial_state=[{"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}]
+    )
     await clara.invites_to(encrypted, alice)
     assert await alice.notices(lambda: encrypted in alice.invites)
     await alice.joins(encrypted)
@@ -120,7 +128,8 @@ clara_media: list[str] = []
 
 async def encrypted_room(host: Person, *guests: Person) -> str:
     room = await host.creates_room(
-        preset="private_chat", initial_state=[{"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}]
+        preset="private_chat",
+        initial_state=[{"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}],
     )
     for guest in guests:
         await host.invites_to(room, guest)
@@ -135,10 +144,17 @@ async def plants_locally(canary: Canaries, alice: Person, bob: Person, room: str
             return await doing
 
     await tries(alice.sends(room, {"msgtype": "m.text", "body": canary("a message")}, type="m.room.message"))
-    await tries(alice.sends(room, {canary("a key beside a ciphertext"): 1, "body": canary("a value beside it"), **ciphertext()}))
+    await tries(
+        alice.sends(room, {canary("a key beside a ciphertext"): 1, "body": canary("a value beside it"), **ciphertext()})
+    )
     await tries(alice.sends(room, {**ciphertext(), "ciphertext": canary("a ciphertext that is none")}))
     await tries(alice.sends(room, {**ciphertext(), "session_id": canary("a session ID that is none")}))
-    await tries(alice.sends(room, ciphertext(**{"m.relates_to": {"rel_type": "m.thread", "event_id": "$x", "key": canary("a relation")}})))
+    await tries(
+        alice.sends(
+            room,
+            ciphertext(**{"m.relates_to": {"rel_type": "m.thread", "event_id": "$x", "key": canary("a relation")}}),
+        )
+    )
     await tries(alice.sends(room, {"m.relates_to": {"key": canary("a reaction")}}, type="m.reaction"))
     await tries(alice.sends(room, {"text": canary("an unknown type")}, type="com.example.note"))
     await tries(alice.sets(room, "com.example.note", {"text": canary("unknown state")}))
@@ -146,8 +162,14 @@ async def plants_locally(canary: Canaries, alice: Person, bob: Person, room: str
     rule = {"entity": "@x:y", "recommendation": "m.ban", "reason": canary("a policy rule")}
     await tries(alice.sets(room, "m.policy.rule.user", rule, "rule:x"))
     await tries(alice.sets(room, "m.room.join_rules", {"join_rule": "invite", "text": canary("beside join rules")}))
-    await tries(alice.sets(room, "m.room.encryption", {"algorithm": "m.megolm.v1.aes-sha2", "text": canary("beside encryption")}))
-    await tries(alice.sets(room, "m.room.member", {"membership": "join", "reason": canary("a reason to stay")}, alice.id))
+    await tries(
+        alice.sets(
+            room, "m.room.encryption", {"algorithm": "m.megolm.v1.aes-sha2", "text": canary("beside encryption")}
+        )
+    )
+    await tries(
+        alice.sets(room, "m.room.member", {"membership": "join", "reason": canary("a reason to stay")}, alice.id)
+    )
     if level == "strict":
         await tries(alice.sets(room, "m.room.name", {"name": canary("a room's name at strict")}))
         await tries(alice.creates_room(name=canary("a name at its creation"), topic=canary("a topic at its creation")))
@@ -155,7 +177,9 @@ async def plants_locally(canary: Canaries, alice: Person, bob: Person, room: str
     await tries(alice.creates_room(initial_state=initial))
     await tries(alice.creates_room(creation_content={"text": canary("creation content")}))
     other = await alice.creates_room()
-    await tries(alice.calls("POST", f"{path('rooms', other)}/invite", {"user_id": bob.id, "reason": canary("an invitation")}))
+    await tries(
+        alice.calls("POST", f"{path('rooms', other)}/invite", {"user_id": bob.id, "reason": canary("an invitation")})
+    )
     await tries(bob.calls("POST", path("join", other), {"reason": canary("a join")}))
     await tries(alice.kicks(other, bob, reason=canary("a kick")))
     await tries(alice.bans(other, bob, reason=canary("a ban")))
@@ -163,7 +187,11 @@ async def plants_locally(canary: Canaries, alice: Person, bob: Person, room: str
     sent = await alice.sends(room)
     await tries(alice.redacts(room, sent, reason=canary("a redaction"), text=canary("beside a redaction's reason")))
     await tries(alice.tells_devices("m.room_key", {bob.id: {"*": {"session_key": canary("a room key to a device")}}}))
-    await tries(alice.tells_devices("m.room.encrypted", {bob.id: {"*": {**olm(), "text": canary("beside a to-device ciphertext")}}}))
+    await tries(
+        alice.tells_devices(
+            "m.room.encrypted", {bob.id: {"*": {**olm(), "text": canary("beside a to-device ciphertext")}}}
+        )
+    )
     start = {"from_device": "A", "transaction_id": "t", "text": canary("beside a verification")}
     await tries(alice.tells_devices("m.key.verification.request", {bob.id: {"*": start}}))
     await tries(alice.tells_devices("com.example.note", {bob.id: {"*": {"text": canary("unknown to-device")}}}))
@@ -171,17 +199,33 @@ async def plants_locally(canary: Canaries, alice: Person, bob: Person, room: str
     await tries(alice.calls("POST", path("rooms", room, "report", reported), {"reason": canary("a report")}))
     await tries(alice.calls("POST", f"{path('rooms', room)}/report", {"reason": canary("a report of a room")}))
     await tries(alice.calls("POST", path("users", bob.id, "report"), {"reason": canary("a report of a person")}))
-    await tries(alice.calls("PUT", path("presence", alice.id, "status"), {"presence": "online", "status_msg": canary("a status")}))
+    await tries(
+        alice.calls(
+            "PUT", path("presence", alice.id, "status"), {"presence": "online", "status_msg": canary("a status")}
+        )
+    )
     await tries(alice.uploads(canary("a text file").encode() * 20, "text/plain", filename=canary("a file name")))
     await tries(alice.uploads(b"%PDF-1.7\n" + canary("a document").encode() * 20, "application/pdf"))
     await tries(alice.uploads(b"\x89PNG\r\n\x1a\n" + canary("a picture nobody names").encode() * 20, "image/png"))
     await tries(alice.uploads(os.urandom(500), f"text/x; name={canary('a content type')}", filename=canary("a name")))
-    await tries(alice.calls("PUT", path("rooms", room, "send", "m.room.message", "t"), b'{"body": "' + canary("broken JSON").encode()))
-    await tries(alice.calls("PUT", path("rooms", room, "send", "m.room.message"), {"body": canary("an unknown endpoint")}))
+    await tries(
+        alice.calls(
+            "PUT", path("rooms", room, "send", "m.room.message", "t"), b'{"body": "' + canary("broken JSON").encode()
+        )
+    )
+    await tries(
+        alice.calls("PUT", path("rooms", room, "send", "m.room.message"), {"body": canary("an unknown endpoint")})
+    )
     await tries(alice.calls("GET", path("nosuch", canary("a path"))))
-    await tries(alice.calls("PUT", path("rooms", room, "typing", alice.id), {"typing": True, "text": canary("beside typing")}))
-    await tries(alice.calls("POST", path("rooms", room, "receipt", "m.read", reported), {"text": canary("beside a receipt")}))
-    await tries(alice.calls("POST", "search", {"search_categories": {"room_events": {"search_term": canary("a search")}}}))
+    await tries(
+        alice.calls("PUT", path("rooms", room, "typing", alice.id), {"typing": True, "text": canary("beside typing")})
+    )
+    await tries(
+        alice.calls("POST", path("rooms", room, "receipt", "m.read", reported), {"text": canary("beside a receipt")})
+    )
+    await tries(
+        alice.calls("POST", "search", {"search_categories": {"room_events": {"search_term": canary("a search")}}})
+    )
 
 
 async def plants_from_afar(
@@ -189,8 +233,19 @@ async def plants_from_afar(
 ) -> None:
     for content, type in (
         ({"msgtype": "m.text", "body": canary("a foreign message")}, "m.room.message"),
-        ({"msgtype": "m.file", "body": canary("a foreign file's body"), "filename": canary("its name"), "url": "mxc://x/y"}, "m.room.message"),
-        ({"m.relates_to": {"rel_type": "m.annotation", "event_id": "$x", "key": canary("a foreign reaction")}}, "m.reaction"),
+        (
+            {
+                "msgtype": "m.file",
+                "body": canary("a foreign file's body"),
+                "filename": canary("its name"),
+                "url": "mxc://x/y",
+            },
+            "m.room.message",
+        ),
+        (
+            {"m.relates_to": {"rel_type": "m.annotation", "event_id": "$x", "key": canary("a foreign reaction")}},
+            "m.reaction",
+        ),
         ({"text": canary("a foreign unknown type")}, "com.example.note"),
         ({**ciphertext(), "ciphertext": canary("a foreign ciphertext that is none")}, "m.room.encrypted"),
         ({"algorithm": canary("a foreign algorithm alone")}, "m.room.encrypted"),
@@ -200,13 +255,21 @@ async def plants_from_afar(
     await clara.redacts(room, sent, reason=canary("a foreign redaction"))
     # Clara has no power to set these: they are refused by the rules, and kept as what they are.
     forger = Forger(clear, target)
-    await forger.sends(room, clara, "com.example.note", {"text": canary("foreign state against the rules")}, state_key="x")
+    await forger.sends(
+        room, clara, "com.example.note", {"text": canary("foreign state against the rules")}, state_key="x"
+    )
     if level == "strict":
         topic = {"topic": canary("a foreign topic against the rules"), "text": canary("beside it")}
         await forger.sends(room, clara, "m.room.topic", topic, state_key="")
     await forger.sends(room, zoe, "m.room.message", {"body": canary("a message of somebody who is not here")})
     await forger.sends(room, clara, "m.room.message", {"body": canary("a badly signed message")}, spoil=True)
-    await forger.sends(room, clara, "m.room.message", {"body": canary("a message with wrong content")}, change={"body": canary("another body")})
+    await forger.sends(
+        room,
+        clara,
+        "m.room.message",
+        {"body": canary("a message with wrong content")},
+        change={"body": canary("another body")},
+    )
     await forger.sends(room, clara, "m.room.encrypted", ciphertext(), unsigned={"text": canary("unsigned")})
     await forger.tells("m.direct_to_device", {
         "sender": clara.id, "type": "m.room_key", "message_id": "1", "messages": {alice.id: {"*": {"session_key": canary("a foreign room key")}}},
@@ -227,10 +290,14 @@ async def plants_from_afar(
     await forger.tells("m.receipt", {
         room: {"m.read": {clara.id: {"event_ids": [sent], "data": {"ts": 1, "text": canary("beside a foreign receipt")}}}},
     })  # fmt: skip
-    await forger.tells("m.typing", {"room_id": room, "user_id": clara.id, "typing": True, "text": canary("beside foreign typing")})
+    await forger.tells(
+        "m.typing", {"room_id": room, "user_id": clara.id, "typing": True, "text": canary("beside foreign typing")}
+    )
     await forger.tells("com.example.edu", {"text": canary("an unknown EDU")})
     clara_media[:] = [
-        await clara.uploads(canary("a foreign text").encode() * 20, "text/plain", filename=canary("a foreign file name")),
+        await clara.uploads(
+            canary("a foreign text").encode() * 20, "text/plain", filename=canary("a foreign file name")
+        ),
         await clara.uploads(b"\x89PNG\r\n\x1a\n" + canary("a foreign picture").encode() * 20, "image/png"),
     ]
     # History: what lies before her time comes by backfill, in clear as well.
@@ -246,7 +313,11 @@ async def plants_from_afar(
 
 
 def olm() -> dict[str, Any]:
-    return {"algorithm": "m.olm.v1.curve25519-aes-sha2", "sender_key": "k" * 43, "ciphertext": {"k" * 43: {"type": 0, "body": "QUJD" * 20}}}
+    return {
+        "algorithm": "m.olm.v1.curve25519-aes-sha2",
+        "sender_key": "k" * 43,
+        "ciphertext": {"k" * 43: {"type": 0, "body": "QUJD" * 20}},
+    }
 
 
 class Forger:
@@ -274,7 +345,9 @@ class Forger:
     ) -> None:
         room = await self._server.rooms.get(room_id)
         assert room is not None
-        cited = [room.state[key] for key in (("m.room.power_levels", ""), ("m.room.member", sender.id)) if key in room.state]
+        cited = [
+            room.state[key] for key in (("m.room.power_levels", ""), ("m.room.member", sender.id)) if key in room.state
+        ]
         event = events.build(
             room.version, room_id=room_id, type=type, sender=sender.id, content=content, state_key=state_key,
             prev_events=list(room.extremities), auth_events=cited, depth=room.depth + 1, origin_server_ts=self._server.clock.now(),

@@ -29,7 +29,9 @@ async def test_an_address_leads_into_a_room_elsewhere(town: Town) -> None:
     for version in ("12", "10"):
         alias = f"studio{version}"
         room = await alice.creates_room(preset="public_chat", room_alias_name=alias, room_version=version)
-        assert await bob.joins(f"#{alias}:{alice.server}") == room, f"the address of another server is looked up there (version {version})"
+        assert await bob.joins(f"#{alias}:{alice.server}") == room, (
+            f"the address of another server is looked up there (version {version})"
+        )
         sent = await bob.sends(room)
         assert await alice.sees(sent), "whoever came by the address can speak"
         back = await alice.sends(room)
@@ -102,7 +104,9 @@ async def test_typing_and_receipts_cross(town: Town) -> None:
     sent = await alice.sends(room)
     assert await bob.sees(sent)
     await bob.has_read(room, sent)
-    assert await alice.notices(lambda: alice.receipts[room].get((bob.id, "m.read")) == sent), "that someone read it, too"
+    assert await alice.notices(lambda: alice.receipts[room].get((bob.id, "m.read")) == sent), (
+        "that someone read it, too"
+    )
 
 
 async def test_media_and_profiles_cross(town: Town) -> None:
@@ -119,7 +123,9 @@ async def test_media_and_profiles_cross(town: Town) -> None:
     assert again == blob
     await alice.calls("PUT", path("profile", alice.id, "displayname"), {"displayname": "Alice A."})
     assert await bob.notices(lambda: bob.name_of(room, alice) == "Alice A.")
-    assert (await bob.calls("GET", path("profile", alice.id)))["displayname"] == "Alice A.", "a profile is asked for where it is"
+    assert (await bob.calls("GET", path("profile", alice.id)))["displayname"] == "Alice A.", (
+        "a profile is asked for where it is"
+    )
     refused = await bob.is_refused(bob.downloads(f"mxc://{alice.server}/nosuchthing"))
     assert (refused.status, refused.errcode) == (404, "M_NOT_FOUND")
 
@@ -153,7 +159,9 @@ async def test_a_restricted_room_admits_whoever_is_in_the_other_room(town: Town)
 async def test_state_changes_from_both_sides_at_once_resolve_alike(town: Town) -> None:
     alice, bob = await town.users("alice@one", "bob@two")
     # In this version a creator stands in the power levels, so that two people can be equals.
-    room = await alice.creates_room(with_=bob, room_version="11", power_level_content_override={"users": {alice.id: 100, bob.id: 100}})
+    room = await alice.creates_room(
+        with_=bob, room_version="11", power_level_content_override={"users": {alice.id: 100, bob.id: 100}}
+    )
     await alice.syncs()
     await bob.syncs()
     town.cut("one", "two")

@@ -36,7 +36,9 @@ async def test_a_receipt_is_seen_and_lowers_the_count(town: Town) -> None:
     await bob.has_read(room, sent[1])
     await bob.notices(lambda: bob.unread[room]["notification_count"] != 3)
     assert bob.unread[room]["notification_count"] == 1, "what was read counts no more"
-    assert await alice.notices(lambda: alice.receipts[room].get((bob.id, "m.read")) == sent[1]), "the sender sees how far he read"
+    assert await alice.notices(lambda: alice.receipts[room].get((bob.id, "m.read")) == sent[1]), (
+        "the sender sees how far he read"
+    )
     await bob.has_read(room, sent[2], kind="m.read.private")
     await bob.notices(lambda: bob.unread[room]["notification_count"] == 0)
     assert bob.unread[room]["notification_count"] == 0, "reading in private counts for himself"
@@ -85,10 +87,14 @@ async def test_a_filter_is_kept_and_obeyed(town: Town) -> None:
     await alice.sets(room, "m.room.name", {"name": "Studio"})
     sent = await alice.sends(room)
     filter_id = (
-        await bob.calls("POST", path("user", bob.id, "filter"), {"room": {"timeline": {"types": ["m.room.encrypted"], "limit": 5}}})
+        await bob.calls(
+            "POST", path("user", bob.id, "filter"), {"room": {"timeline": {"types": ["m.room.encrypted"], "limit": 5}}}
+        )
     )["filter_id"]
     answer = await bob.syncs(filter=filter_id)
-    assert [e["event_id"] for e in answer["rooms"]["join"][room]["timeline"]["events"]] == [sent], "only what the filter lets through"
+    assert [e["event_id"] for e in answer["rooms"]["join"][room]["timeline"]["events"]] == [sent], (
+        "only what the filter lets through"
+    )
     kept = await bob.calls("GET", path("user", bob.id, "filter", filter_id))
     assert kept["room"]["timeline"]["types"] == ["m.room.encrypted"]
 

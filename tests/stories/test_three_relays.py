@@ -1,0 +1,126 @@
+"""Three relays: what one says reaches both others, partitions heal, and moderators' acts hold everywhere."""
+
+from __future__ import annotations
+
+from tests.people import Refused, until
+from tests.town import Town
+
+
+async def test_everybody_hears_everybody(town: Town) -> None:
+    alice, bob, carol = await town.users("alice@one", "bob@two", "carol@three")
+    room = await alice.creates_room(with_=[bob, carol])
+    for speaker in (alice, bob, carol):
+        sent = await speaker.sends(room)
+        for listener in (alice, bob, carol):
+            assert await listener.sees(sent), f"{listener.name} hears {speaker.name}"
+    assert (await alice.members(room)) == (await bob.members(room)) == (await carol.members(room))
+
+
+async def test_somebody_joins_by_a_server_that_did_not_make_the_room(town: Town) -> None:
+    alice, bob, carol = await town.users("alice@one", "bob@two", "carol@three")
+    room = await alice.creates_room(preset="public_chat")
+    await bob.joins(room, alice.server)
+    await carol.joins(room, bob.server)
+    for speaker in (alice, bob, carol):
+        sent = await speaker.sends(room)
+        for listener in (alice, bob, carol):
+            assert await listener.sees(sent), f"{listener.name} hears {speaker.name}"
+
+
+async def test_two_that_can_not_reach_each_other_meet_over_the_third(town: Town) -> None:
+    alice, bob, carol = await town.users("alice@one", "bob@two", "carol@three")
+    room = await alice.creates_room(with_=[bob, carol])
+    assert await bob.notices(lambda: bob.membership(room, carol) == "join")
+    town.cut("two", "three")
+    lost = await bob.sends(room)
+    assert await alice.sees(lost)
+    assert await carol.does_not_see(lost), "the wire is cut"
+    bridge = await alice.sends(room)
+    assert await carol.sees(bridge), "what builds on it comes over another way"
+    assert await carol.sees(lost), "and what is missing is asked for there"
+    answer = await carol.sends(room)
+    assert await alice.sees(answer)
+    assert await bob.does_not_see(answer)
+    assert await bob.sees(await alice.sends(room)) and await bob.sees(answer)
+
+
+async def test_a_ban_holds_against_what_the_banned_one_said_meanwhile(town: Town) -> None:
+    alice, bob, carol = await town.users("alice@one", "bob@two", "carol@three")
+    room = await alice.creates_room(with_=[bob, carol])
+    for person in (alice, carol):
+        assert await person.notices(lambda person=person: person.membership(room, bob) == "join")
+        assert await person.notices(lambda person=person: person.membership(room, carol) == "join")
+    town.cut("one", "two")
+    town.cut("two", "three")
+    await alice.bans(room, bob)
+    assert await carol.notices(lambda: carol.membership(room, bob) == "ban")
+    defiant = [await bob.sends(room) for _ in range(3)]
+    town.mend("one", "two")
+    town.mend("two", "three")
+    town.clock.forward(minutes=10)
+    assert await bob.notices(lambda: room in bob.left, within=15), "the ban reaches him in the end"
+    for person in (alice, carol):
+        for event_id in defiant:
+            assert await person.does_not_see(event_id), f"{person.name} is spared what he said after the ban"
+    refused = await bob.is_refused(bob.sends(room))
+    assert refused.status == 403
+    sent = await alice.sends(room)
+    assert await carol.sees(sent)
+
+
+async def test_a_server_that_is_shut_out_is_heard_no_more(town: Town) -> None:
+    alice, bob, carol = await town.users("alice@one", "bob@two", "carol@three")
+    room = await alice.creates_room(with_=[bob, carol])
+    assert await bob.notices(lambda: bob.membership(room, carol) == "join")
+    # The rule looks at host names, and here all have one: so everybody but oneself is shut out.
+    await alice.sets(room, "m.room.server_acl", {"allow": ["nobody.example"], "deny": [], "allow_ip_literals": True})
+    assert await bob.notices(lambda: ("m.room.server_acl", "") in bob.state[room])
+    said = await bob.sends(room)
+    assert await alice.does_not_see(said), "the room's list of servers does not admit him"
+    assert await carol.does_not_see(said)
+
+
+async def test_opposing_moderators_end_in_the_same_state_everywhere(town: Town) -> None:
+    alice, bob, carol = await town.users("alice@one", "bob@two", "carol@three")
+    powers = {"users": {alice.id: 100, bob.id: 50, carol.id: 50}}
+    room = await alice.creates_room(with_=[bob, carol], room_version="11", power_level_content_override=powers)
+    everybody = (alice, bob, carol)
+    for person in everybody:
+        for other in (bob, carol):
+            assert await person.notices(lambda person=person, other=other: person.membership(room, other) == "join")
+    for pair in (("one", "two"), ("two", "three"), ("one", "three")):
+        town.cut(*pair)
+    await bob.sets(room, "m.room.name", {"name": "Bob's"})
+    await carol.sets(room, "m.room.name", {"name": "Carol's"})
+    await carol.sets(room, "m.room.join_rules", {"join_rule": "public"})
+    # Alice takes Carol's power while Carol uses it.
+    await alice.sets(
+        room,
+        "m.room.power_levels",
+        {**(await alice.reads(room, "m.room.power_levels")), "users": {alice.id: 100, bob.id: 50}},
+    )
+    for pair in (("one", "two"), ("two", "three"), ("one", "three")):
+        town.mend(*pair)
+    town.clock.forward(minutes=30)
+    for speaker in everybody:
+        sent = await speaker.sends(room)
+        for listener in everybody:
+            assert await listener.sees(sent, within=15), f"{listener.name} hears {speaker.name} again"
+
+    async def agree() -> bool:
+        views = [
+            {
+                (e["type"], e["state_key"]): e["event_id"]
+                for e in (await person.calls("GET", f"rooms/{room.replace('!', '%21')}/state"))
+            }
+            for person in everybody
+        ]
+        return views[0] == views[1] == views[2]
+
+    assert await until(agree), "all three servers hold the same state"
+    assert (await alice.reads(room, "m.room.power_levels"))["users"].get(carol.id) is None
+    try:
+        await carol.sets(room, "m.room.name", {"name": "Carol again"})
+        raise AssertionError("whose power was taken has it no more")
+    except Refused as refused:
+        assert refused.status == 403
