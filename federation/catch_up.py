@@ -6,7 +6,7 @@ what is missing and asks for it. Spec: server-server-api/#transactions leaves ca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Protocol
 
 from federation.lane import Waiting
@@ -33,6 +33,8 @@ class Logged(Protocol):
 class KnownRoom(Protocol):
     @property
     def servers(self) -> Set[str]: ...
+    @property
+    def members(self) -> Mapping[str, str]: ...
 
 
 class EventLog(Protocol):
@@ -66,7 +68,7 @@ async def missed(db: Database, log: EventLog, server: str, server_name: str, aft
     """What this server has to be sent of the log in (after, upto], in order."""
     rooms: dict[str, list[Waiting]] = {}
     counts: dict[str, int] = {}
-    until: dict[str, int] = {}
+    spans: dict[str, tuple[int, int]] = {}
     kept = 0
     at = after
     while at < upto:
@@ -75,10 +77,11 @@ async def missed(db: Database, log: EventLog, server: str, server_name: str, aft
             event, pos = one.event, one.pos
             if pos is None:
                 continue
-            if event.room_id not in until:
-                until[event.room_id] = await _in_room_until(db, log, server, event.room_id, after, upto)
-            in_room: Set[str] = {server} if pos <= until[event.room_id] else frozenset()
-            if server not in destinations(event, in_room, server_name):
+            if event.room_id not in spans:
+                spans[event.room_id] = await in_room(db, log, server, event.room_id, after, upto)
+            since, until = spans[event.room_id]
+            there: Set[str] = {server} if since <= pos <= until else frozenset()
+            if server not in destinations(event, there, server_name):
                 continue
             waiting = rooms.setdefault(event.room_id, [])
             counts[event.room_id] = counts.get(event.room_id, 0) + 1
@@ -99,15 +102,23 @@ def _ours(query: Query, log: EventLog, after: int, upto: int) -> tuple[list[Logg
     return [one for one in found if leaves_here(one)], reached
 
 
-async def _in_room_until(db: Database, log: EventLog, server: str, room_id: str, after: int, upto: int) -> int:
-    """Up to which position of (after, upto] the server was in the room: its whole, or until its last user left."""
+async def in_room(db: Database, log: EventLog, server: str, room_id: str, after: int, upto: int) -> tuple[int, int]:
+    """From which and up to which position of (after, upto] the server was in the room, when it last was: what was said
+    before its first user came, or after its last one left, is not for it."""
     room = log.loaded(room_id) or await log.get(room_id)
-    if room is not None and server in room.servers:
-        return upto
+    members = room.members if room is not None else {}
+    here = sum(1 for user_id, membership in members.items() if membership == "join" and server_of(user_id) == server)
+    until = upto if here or (room is not None and server in room.servers) else after
     changes = await db.read(lambda query: list(log.membership_changes(query, (room_id,), after, upto)))
-    left = [
-        pos
-        for _, user_id, before, now, pos in changes
-        if before == "join" and now != "join" and server_of(user_id) == server
-    ]
-    return max(left, default=after)
+    for _, user_id, before, now, pos in reversed(changes):
+        if server_of(user_id) != server or (before == "join") == (now == "join"):
+            continue
+        if now == "join":
+            here -= 1
+            if here == 0:
+                return pos, until
+        else:
+            if until == after:
+                until = pos
+            here += 1
+    return after, until

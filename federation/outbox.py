@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from federation.backoff import Backoff, Trouble
-from federation.catch_up import EventLog, Logged, destinations, leaves_here, missed
+from federation.catch_up import EventLog, Logged, destinations, in_room, leaves_here, missed
 from federation.connections import Connections, path
 from federation.lane import MAX_EDUS, Departing, Lane, Waiting
 from relay.bell import Bell
@@ -101,6 +101,9 @@ class Outbox(Part):
         # How far it is being handed over just now; the lanes have everything up to here, or are behind.
         self._handing = 0
         self._kept_pos = 0
+        # What happened before this process began may be handed over again after a crash.
+        self._begun = (0, 0)
+        self._there_since: dict[tuple[str, str], int] = {}
         self._lanes: dict[str, Lane] = {}
         self._ready: deque[Lane] = deque()
         self._awake = 0
@@ -146,6 +149,7 @@ class Outbox(Part):
 
     async def _begin(self) -> None:
         self._pos = self._handing = self._kept_pos = await self._db.followed(NAME) or 0
+        self._begun = (self._pos, self._db.stable_pos())
         rows, with_edus = await self._db.read(_read_state, self._departures)
         for server, position, since, failed_at, wait, retry_at in rows:
             self._lane(server).behind = position
@@ -179,10 +183,20 @@ class Outbox(Part):
             return
         waiting = Waiting(one.pos, event.id, event.raw)
         for server in destinations(event, room.servers, self._server_name):
+            if one.pos <= self._begun[1] and await self._came_later(server, event.room_id, one.pos):
+                continue
             if server in self._lanes or is_server_name(server):
                 lane = self._lane(server)
                 lane.add(waiting, down=self._backoff.wait_left(server) > 0)
                 self._wake(lane)
+
+    async def _came_later(self, server: str, room_id: str, pos: int) -> bool:
+        """After a crash the log is read again from a little before. A server that joined meanwhile has what lies before
+        its join, and would take it for news."""
+        key = (server, room_id)
+        if key not in self._there_since:
+            self._there_since[key] = (await in_room(self._db, self._rooms, server, room_id, *self._begun))[0]
+        return pos < self._there_since[key]
 
     def _lane(self, server: str) -> Lane:
         lane = self._lanes.get(server)

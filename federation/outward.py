@@ -14,6 +14,7 @@ import aiohttp
 from yarl import URL
 
 from federation.addresses import AddressRule, CheckedResolver, Lookups, is_literal
+from relay.errors import RemoteError
 
 MAX_CONNECTIONS = 300
 MAX_CONNECTIONS_PER_TARGET = 16
@@ -37,10 +38,12 @@ def tls_context(extra_ca_file: Path | None = None) -> ssl.SSLContext:
 class Outward:
     """Made anywhere, opened by the first request, closed by the server."""
 
-    def __init__(self, lookups: Lookups, rule: AddressRule, tls: ssl.SSLContext) -> None:
+    def __init__(self, lookups: Lookups, rule: AddressRule, tls: ssl.SSLContext, *, plain: bool = False) -> None:
+        """`plain` allows http beside https, for services on the operator's own machine."""
         self._lookups = lookups
         self._rule = rule
         self._tls = tls
+        self._schemes = ("http", "https") if plain else ("https",)
         self._session: aiohttp.ClientSession | None = None
 
     async def request(
@@ -57,7 +60,7 @@ class Outward:
 
         Raises aiohttp.ClientError, OSError and TimeoutError. `timeout` bounds everything up to the body's last byte.
         """
-        if url.scheme != "https" or url.host is None:
+        if url.scheme not in self._schemes or url.host is None:
             raise OSError("only https is spoken")
         # aiohttp asks no resolver about a literal, so it is checked here.
         if is_literal(url.host) and not self._rule.allows(url.host):
@@ -99,6 +102,28 @@ class Outward:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+
+class Posting:
+    """Implements `relay.remote.Posts`."""
+
+    def __init__(self, outward: Outward) -> None:
+        self._outward = outward
+
+    async def post(self, url: str, body: bytes, *, timeout: float, most_bytes: int) -> tuple[int, bytes]:
+        host = ""
+        try:
+            target = URL(url)
+            host = target.host or ""
+            answer = await self._outward.request(
+                "POST", target, headers={"Content-Type": "application/json"}, body=body, timeout=timeout
+            )
+            try:
+                return answer.status, await read_at_most(answer, most_bytes)
+            finally:
+                answer.release()
+        except (AnswerTooLarge, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise RemoteError(host, 0, "it could not be reached, or broke off") from error
 
 
 class AnswerTooLarge(Exception):

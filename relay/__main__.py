@@ -134,6 +134,14 @@ def _user_admin(arguments: argparse.Namespace) -> int:
     return _tell(arguments, result, answers.admin_set(user, admin))
 
 
+def _user_restrain(command: str, flag: str, value: bool, words: Callable[[str], Callable[[Any], str]]) -> Any:
+    def run(arguments: argparse.Namespace) -> int:
+        user = _user(arguments)
+        return _tell(arguments, _command(arguments.data, command, {"user": user, flag: value}), words(user))
+
+    return run
+
+
 def _user_deactivate(arguments: argparse.Namespace) -> int:
     user = _user(arguments)
     return _tell(arguments, _command(arguments.data, "user.deactivate", {"user": user}), answers.deactivated(user))
@@ -317,7 +325,23 @@ def _parser() -> argparse.ArgumentParser:
     admin = users.add("admin", _user_admin, "let an account administer the relay", "alice --data data")
     admin.add_argument("--remove", action="store_true", help="take it back")
     deactivate = users.add("deactivate", _user_deactivate, "close an account for good", "alice --data data")
-    for command in (add, password, admin, deactivate):
+    restraints = [
+        users.add(name, _user_restrain(f"user.{called}", flag, value, words), help_text, "alice --data data")
+        for name, called, flag, value, words, help_text in (
+            ("lock", "lock", "locked", True, answers.locked, "keep an account from being used, until it is unlocked"),
+            ("unlock", "lock", "locked", False, answers.unlocked, "let a locked account be used again"),
+            (
+                "suspend",
+                "suspend",
+                "suspended",
+                True,
+                answers.suspended,
+                "let an account only read, until it is lifted",
+            ),
+            ("unsuspend", "suspend", "suspended", False, answers.unsuspended, "lift a suspension"),
+        )
+    ]
+    for command in (add, password, admin, deactivate, *restraints):
         command.add_argument("name", metavar="NAME", help="alice, or @alice:example.org")
     for command in (add, password):
         command.add_argument("--password-stdin", action="store_true", help="read the password from standard input")

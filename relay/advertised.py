@@ -41,7 +41,7 @@ class Advertised(Part):
                 "org.matrix.msc3916.stable": True,
                 "org.matrix.msc4222": True,
                 "org.matrix.msc4380.stable": False,
-                "org.matrix.simplified_msc3575": False,
+                "org.matrix.simplified_msc3575": True,
             },
         }
 

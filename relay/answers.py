@@ -31,6 +31,22 @@ def deactivated(user: str) -> Callable[[Any], str]:
     return lambda _: f"{user} is closed for good and signed out everywhere. The name can't be used again."
 
 
+def locked(user: str) -> Callable[[Any], str]:
+    return lambda _: f"{user} is locked. Its sessions stay and work again after: relay user unlock {user}"
+
+
+def unlocked(user: str) -> Callable[[Any], str]:
+    return lambda _: f"{user} can be used again."
+
+
+def suspended(user: str) -> Callable[[Any], str]:
+    return lambda _: f"{user} can read, leave rooms and take back messages, and nothing else."
+
+
+def unsuspended(user: str) -> Callable[[Any], str]:
+    return lambda _: f"{user} is no longer suspended."
+
+
 def users(result: Any) -> str:
     if not result:
         return "There are no accounts yet. Make one with: relay user add NAME"
@@ -39,6 +55,8 @@ def users(result: Any) -> str:
             user["user_id"],
             "admin" if user.get("admin") else "",
             "deactivated" if user.get("deactivated") else "",
+            "locked" if user.get("locked") else "",
+            "suspended" if user.get("suspended") else "",
             f"since {_day(user['created'])}" if user.get("created") else "",
         )
         for user in result

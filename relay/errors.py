@@ -76,6 +76,31 @@ class UnknownToken(ApiError):
     errcode = "M_UNKNOWN_TOKEN"
 
 
+class UserLocked(ApiError):
+    """Spec: client-server-api/#account-locking"""
+
+    status = 401
+    errcode = "M_USER_LOCKED"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This account is locked. Ask the people who run this server; nothing of it is lost.", soft_logout=True
+        )
+
+
+class UserSuspended(ApiError):
+    """Spec: client-server-api/#account-suspension"""
+
+    status = 403
+    errcode = "M_USER_SUSPENDED"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This account is suspended: you can read, leave rooms and take back your messages, and nothing else. "
+            "Ask the people who run this server."
+        )
+
+
 class NotFound(ApiError):
     status = 404
     errcode = "M_NOT_FOUND"

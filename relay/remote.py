@@ -81,3 +81,11 @@ class Remote(Protocol):
     async def verified_json(self, server: str, value: dict[str, Any]) -> bool:
         """Whether `server` signed this object with a key that is valid now."""
         ...
+
+
+class Posts(Protocol):
+    """Plain requests to an address that a client named, such as a push gateway: unsigned, and never to a private network."""
+
+    async def post(self, url: str, body: bytes, *, timeout: float, most_bytes: int) -> tuple[int, bytes]:
+        """(status, body) of the answer to this JSON. Redirects are not followed. Raises RemoteError where none came."""
+        ...

@@ -94,6 +94,10 @@ from relay.rooms.write_routes import WriteRoutes
 from relay.sync.classic import ClassicSync
 from relay.sync.gather import Gather
 from relay.sync.rooms import SyncRooms
+from relay.sync.sliding import SlidingSync
+from relay.sync.sliding_extensions import SlidingExtensions
+from relay.sync.sliding_lists import RoomOrders
+from relay.sync.sliding_rooms import SlidingRooms
 from relay.tables import OWN
 from relay.web import Web
 
@@ -251,9 +255,18 @@ class Server:
             published, device_lists, remote_lists, signatures, to_device, one_time_keys, cross_signing, device_keys, backup,
             receipts, typing, presence, push_rules, unread, copies, media,
         ]  # fmt: skip
-        gather = Gather(rooms, bell, SyncRooms(db, rooms, viewing), self._parts, account_data.ignored_users)
+        sync_rooms = SyncRooms(db, rooms, viewing)
+        gather = Gather(rooms, bell, sync_rooms, self._parts, account_data.ignored_users)
         self._sync = ClassicSync(db, bell, clock, gather, filters, sessions.require_alive, presence.seen)
-        self._parts.append(self._sync)
+        orders = RoomOrders(db, bell, rooms, account_data)
+        tells = SlidingRooms(db, rooms, viewing, sync_rooms, unread)
+        beside = SlidingExtensions(
+            db, rooms, to_device, device_lists, one_time_keys, account_data, push_rules, receipts, typing
+        )
+        self._sliding = SlidingSync(
+            db, bell, clock, rooms, orders, tells, beside, account_data.ignored_users, sessions.require_alive, presence.seen
+        )
+        self._parts += [self._sync, self._sliding]
 
         # Other servers, as far as they ask us.
         outbox = Outbox(name, db, bell, clock, rooms, departures, connections, backoff)
@@ -301,6 +314,7 @@ class Server:
 
     async def stop(self) -> None:
         self._sync.stop()
+        self._sliding.stop()
         for runner in self._runners:
             await runner.cleanup()
         if self._loops is not None:

@@ -20,6 +20,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
+from relay import wire
 from relay.errors import (
     ApiError,
     BadJson,
@@ -30,8 +31,9 @@ from relay.errors import (
     NotAllowed,
     NotJson,
     RemoteError,
-    TooLarge,
+    UnknownToken,
     Unrecognized,
+    UserLocked,
 )
 from relay.limits import Limits
 
@@ -40,7 +42,6 @@ log = structlog.get_logger("web")
 MAX_BODY = 2**20
 MAX_FEDERATION_BODY = 16 * 2**20
 MAX_JSON_DEPTH = 100
-MAX_PATH = 8192
 
 MAX_PROXIES = 10
 
@@ -67,13 +68,14 @@ class Caller:
     device_id: str
     session: int
     admin: bool = False
+    locked: bool = False
 
 
 @dataclass(slots=True, frozen=True)
 class Route:
     """One endpoint. `limit` names a rate class of the configuration; `body` "stream" leaves reading it to the function.
 
-    `serves` says on which listeners it stands.
+    `serves` says on which listeners it stands; `when_locked`, whether it is for locked accounts too.
     """
 
     method: str
@@ -84,6 +86,7 @@ class Route:
     body: Literal["json", "stream"] = "json"
     serves: Literal["client", "federation", "both"] = "client"
     max_body: int = MAX_BODY
+    when_locked: bool = False
 
 
 class Sessions(Protocol):
@@ -311,6 +314,14 @@ class Router:
         return None
 
 
+class _Passing(web.Response):
+    """Its bytes are let go once they are written: a connection holds its last answer for as long as it rests."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        await super().write_eof(data)
+        self._body = None
+
+
 class Web:
     """Turns HTTP requests into calls of route functions, and whatever they raise into answers."""
 
@@ -335,9 +346,7 @@ class Web:
         async def answer(http: web.BaseRequest) -> web.StreamResponse:
             return await self._answer(http, router, networks)
 
-        return web.Server(
-            answer, access_log=None, keepalive_timeout=75.0, max_line_size=MAX_PATH, max_field_size=MAX_PATH
-        )
+        return wire.Listening(answer, _refusal)
 
     async def _answer(self, http: web.BaseRequest, router: Router, proxies: Networks) -> web.StreamResponse:
         if http.method == "OPTIONS":
@@ -356,13 +365,13 @@ class Web:
         if isinstance(result, web.StreamResponse):
             return result
         body = result if isinstance(result, bytes) else orjson.dumps(result)
-        return web.Response(body=body, headers=JSON_HEADERS)
+        return _Passing(body=body, headers=JSON_HEADERS)
 
     async def _call(self, request: Request) -> Answer:
         route = request.route
         if route.body == "json":
             if request.http.body_exists:
-                request.body = await read_bounded(request.http, route.max_body)
+                request.body = await wire.whole(request.http, route.max_body)
         if route.auth == "user":
             request.caller = await self._caller(request)
             if route.limit is not None:
@@ -385,30 +394,22 @@ class Web:
         token = _token(request)
         if token is None:
             raise MissingToken("Sign in first: this needs an access token.")
-        return self._sessions.known(token) or await self._sessions.caller(token)
+        caller = self._sessions.known(token) or await self._sessions.caller(token)
+        if caller.locked and not request.route.when_locked:
+            raise UserLocked
+        return caller
 
 
 def _token(request: Request) -> str | None:
     header = request.http.headers.get("Authorization")
     if header is not None:
         scheme, _, token = header.partition(" ")
-        return token.strip() or None if scheme.lower() == "bearer" else None
-    return request.query.get("access_token") or None
-
-
-async def read_bounded(http: web.BaseRequest, most: int) -> bytes:
-    """The whole body, if it is not larger than `most` bytes. Raises TooLarge before it reads more."""
-    length = http.content_length
-    if length is not None and length > most:
-        raise TooLarge(f"The body is larger than {most} bytes.")
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in http.content.iter_any():
-        size += len(chunk)
-        if size > most:
-            raise TooLarge(f"The body is larger than {most} bytes.")
-        chunks.append(chunk)
-    return b"".join(chunks)
+        token = token.strip() if scheme.lower() == "bearer" else ""
+    else:
+        token = request.query.get("access_token", "")
+    if not token.isascii():
+        raise UnknownToken("No token of this server looks like that. Sign in again.")
+    return token or None
 
 
 async def _error_response(http: web.BaseRequest, error: Exception) -> web.StreamResponse:
@@ -416,16 +417,25 @@ async def _error_response(http: web.BaseRequest, error: Exception) -> web.Stream
         error = Forbidden(f"The room does not allow this: {error.reason}.")
     elif isinstance(error, RemoteError):
         error = _from_remote(error)
-    elif isinstance(error, (HttpProcessingError, ConnectionResetError)):
-        error = NotJson("The request broke off.")
+    elif isinstance(error, (HttpProcessingError, web.RequestPayloadError, ConnectionResetError)):
+        error = NotJson("The request broke off, or its body is not encoded as its headers say.")
     if not isinstance(error, ApiError):
         log.error("a request failed", path=http.rel_url.raw_path.split("/")[1:4], exc_info=error)
         error = ApiError("Something went wrong inside the server. Its log says what.", status=500)
-    headers = {**CORS, **error.headers}
+    answer = _refusal(error)
     if error.status == 413 or (http.body_exists and not http.content.is_eof()):
         # What was not read can't be told from the next request.
-        headers["Connection"] = "close"
-    return web.Response(status=error.status, body=orjson.dumps(error.body()), content_type=JSON_TYPE, headers=headers)
+        answer.headers["Connection"] = "close"
+    return answer
+
+
+def _refusal(error: ApiError) -> web.Response:
+    return web.Response(
+        status=error.status,
+        body=orjson.dumps(error.body()),
+        content_type=JSON_TYPE,
+        headers={**CORS, **error.headers},
+    )
 
 
 def _from_remote(error: RemoteError) -> ApiError:

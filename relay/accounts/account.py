@@ -129,18 +129,25 @@ class Account(Part):
 
     async def all(self) -> list[dict[str, Any]]:
         return [
-            {"user_id": user.user_id, "admin": user.admin, "deactivated": user.deactivated, "created": user.created_day}
+            {
+                "user_id": user.user_id,
+                "admin": user.admin,
+                "deactivated": user.deactivated,
+                "locked": user.locked,
+                "suspended": user.suspended,
+                "created": user.created_day,
+            }
             for user in await self._users.all()
         ]
 
     async def set_password(self, *, user: str, password: str, logout_devices: bool = True) -> dict[str, Any]:
-        found = await self._open_account(user)
+        found = await self.open_account(user)
         passwords.require_acceptable(password)
         await self.change_password(found.user_id, password, keep=None, sign_out=logout_devices)
         return {"user_id": found.user_id}
 
     async def set_admin(self, *, user: str, admin: bool) -> dict[str, Any]:
-        found = await self._open_account(user)
+        found = await self.open_account(user)
         with self._db.write() as tx:
             self._users.set_admin(tx, found.user_id, admin)
             tx.after(lambda: self._sessions.forget(found.user_id))
@@ -148,11 +155,11 @@ class Account(Part):
         return {"user_id": found.user_id, "admin": admin}
 
     async def deactivate_command(self, *, user: str, erase: bool = False) -> dict[str, Any]:
-        found = await self._open_account(user)
+        found = await self.open_account(user)
         await self.deactivate(found.user_id, erase=erase)
         return {"user_id": found.user_id}
 
-    async def _open_account(self, name: str) -> User:
+    async def open_account(self, name: str) -> User:
         user = await self._users.get(self._users.full_id(name))
         if user.deactivated:
             raise NotFound(f"The account {user.user_id} is closed for good.")

@@ -86,8 +86,8 @@ class Devices(Part):
         yield Route("PUT", f"{client}/devices/{{device_id}}", self._put_route)
         yield Route("DELETE", f"{client}/devices/{{device_id}}", self._delete_route)
         yield Route("POST", f"{client}/delete_devices", self._delete_many_route)
-        yield Route("POST", f"{client}/logout", self._logout_route)
-        yield Route("POST", f"{client}/logout/all", self._logout_all_route)
+        yield Route("POST", f"{client}/logout", self._logout_route, when_locked=True)
+        yield Route("POST", f"{client}/logout/all", self._logout_all_route, when_locked=True)
 
     # --- reading
 

@@ -16,7 +16,7 @@ from typing import Any
 from relay.bell import Bell
 from relay.clock import DAY, Clock
 from relay.db import Database, Query, Tx
-from relay.errors import StorageFull, UnknownToken
+from relay.errors import StorageFull, UnknownToken, UserLocked
 from relay.part import Part
 from relay.tables import Schema, Table
 from relay.web import Answer, Caller, Request, Route, get_string
@@ -58,6 +58,10 @@ class _Found:
     device_id: str
     last_seen_day: int
     admin: int
+    locked: int
+
+    def caller(self) -> Caller:
+        return Caller(self.user_id, self.device_id, self.session, bool(self.admin), bool(self.locked))
 
 
 class Sessions(Part):
@@ -118,6 +122,8 @@ class Sessions(Part):
         # Counts the drops: what was read before one must not be remembered after it.
         self._drops = 0
         self._ended: dict[int, None] = {}
+        # Who was locked while this process runs; whoever was locked before has no request that waits.
+        self._locked: set[str] = set()
 
     def routes(self) -> Iterable[Route]:
         # Without a rate limit: the tokens have 256 random bits, and a household behind one address refreshes together.
@@ -152,16 +158,27 @@ class Sessions(Part):
                 await tx
         except StorageFull:
             # Reading goes on without these notes; they are made when the session is asked for next.
-            return Caller(found.user_id, found.device_id, found.session, bool(found.admin))
-        caller = Caller(found.user_id, found.device_id, found.session, bool(found.admin))
+            return found.caller()
+        caller = found.caller()
         if drops == self._drops:
             self._remember(digest, caller, min(today + DAY, found.expires_ts or today + DAY))
         return caller
 
     def require_alive(self, caller: Caller) -> None:
-        """For whoever waited a while with a caller in hand, such as a long poll. Raises UnknownToken."""
+        """For whoever waited a while with a caller in hand, such as a long poll. Raises UnknownToken, UserLocked."""
         if caller.session in self._ended:
             raise UnknownToken(UNKNOWN)
+        if caller.user_id in self._locked:
+            raise UserLocked
+
+    def take_locked(self, user_id: str, locked: bool) -> None:
+        """After the commit that locked or unlocked the account: requests ask anew, and waiting ones look again."""
+        if locked:
+            self._locked.add(user_id)
+        else:
+            self._locked.discard(user_id)
+        self.forget(user_id)
+        self._bell.wake(user_id)
 
     # --- opening, refreshing, ending
 
@@ -193,7 +210,9 @@ class Sessions(Part):
                 found = query.one(_FIND_REFRESH, digest, REFRESH)
                 if found is None:
                     raise UnknownToken("This refresh token is unknown, was used before, or was revoked. Sign in again.")
-                session, used_pair, confirmed_pair, user_id = found
+                session, used_pair, confirmed_pair, user_id, locked = found
+                if locked:
+                    raise UserLocked
                 if used_pair != confirmed_pair:
                     _keep_only(query, session, used_pair)
                     changed.append(user_id)
@@ -290,7 +309,8 @@ class Sessions(Part):
 
 _ADD_TOKEN = "INSERT INTO session_tokens (hash, session, pair, kind, expires_ts) VALUES ($1, $2, $3, $4, $5)"
 _FIND_REFRESH = (
-    "SELECT t.session, t.pair, s.pair, s.user_id FROM session_tokens t JOIN sessions s ON s.id = t.session"
+    "SELECT t.session, t.pair, s.pair, s.user_id, u.locked FROM session_tokens t JOIN sessions s ON s.id = t.session"
+    " JOIN users u ON u.user_id = s.user_id"
     " WHERE t.hash = $1 AND t.kind = $2"
 )
 _PENDING_PAIRS = "SELECT DISTINCT pair FROM session_tokens WHERE session = $1 AND pair <> $2 ORDER BY pair DESC"
@@ -303,7 +323,7 @@ def _new_token(prefix: str) -> str:
 
 def _find(query: Query, digest: bytes) -> _Found | None:
     row = query.one(
-        "SELECT s.id, t.pair, s.pair, t.expires_ts, s.user_id, s.device_id, s.last_seen_day, u.admin FROM session_tokens t"
+        "SELECT s.id, t.pair, s.pair, t.expires_ts, s.user_id, s.device_id, s.last_seen_day, u.admin, u.locked FROM session_tokens t"
         " JOIN sessions s ON s.id = t.session JOIN users u ON u.user_id = s.user_id"
         " WHERE t.hash = $1 AND t.kind = $2 AND u.deactivated = 0",
         digest,

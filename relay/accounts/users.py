@@ -12,7 +12,7 @@ from typing import Any
 
 from relay.accounts.passwords import Passwords
 from relay.clock import DAY, Clock
-from relay.db import Database, Query, Tx
+from relay.db import Database, Query, Row, Tx
 from relay.errors import ApiError, Forbidden, NotFound
 from relay.ids import MAX_ID_BYTES, is_localpart, is_user_id, random_string, server_of
 from relay.part import Part
@@ -45,6 +45,8 @@ class User:
     admin: bool
     deactivated: bool
     created_day: int
+    locked: bool = False
+    suspended: bool = False
 
 
 class Users(Part):
@@ -60,6 +62,8 @@ class Users(Part):
                     "admin": ("whether this person runs the server", "until it is changed"),
                     "deactivated": ("0 open, 1 closed and still leaving its rooms, 2 closed", "for good"),
                     "created_day": ("the day it was made, for the operator's list", "for good"),
+                    "locked": ("whether a moderator keeps it from being used at all", "until it is unlocked"),
+                    "suspended": ("whether a moderator lets it only read", "until it is lifted"),
                 },
             ),
         ),
@@ -68,6 +72,10 @@ class Users(Part):
             CREATE TABLE users (
                 user_id TEXT PRIMARY KEY, password_hash TEXT, admin SMALLINT NOT NULL,
                 deactivated SMALLINT NOT NULL, created_day BIGINT NOT NULL)
+            """,
+            """
+            ALTER TABLE users ADD COLUMN locked SMALLINT NOT NULL DEFAULT 0;
+            ALTER TABLE users ADD COLUMN suspended SMALLINT NOT NULL DEFAULT 0
             """,
         ),
     )
@@ -182,6 +190,21 @@ class Users(Part):
         """The caller also has `sessions.forget(user_id)` run after the commit."""
         tx.run("UPDATE users SET admin = $2 WHERE user_id = $1", user_id, int(admin))
 
+    def set_locked(self, tx: Tx, user_id: str, locked: bool) -> None:
+        tx.run("UPDATE users SET locked = $2 WHERE user_id = $1", user_id, int(locked))
+
+    def set_suspended(self, tx: Tx, user_id: str, suspended: bool) -> None:
+        tx.run("UPDATE users SET suspended = $2 WHERE user_id = $1", user_id, int(suspended))
+
+    async def restrained(self) -> Sequence[User]:
+        """The accounts that are locked or suspended."""
+        return await self._db.read(
+            lambda query: [
+                _user(row)
+                for row in query.all(f"SELECT {_COLUMNS} FROM users WHERE locked = 1 OR suspended = 1 ORDER BY user_id")
+            ]
+        )
+
     def deactivate(self, tx: Tx, user_id: str) -> None:
         tx.run(
             "UPDATE users SET deactivated = $2, password_hash = NULL, admin = 0 WHERE user_id = $1 AND deactivated = $3",
@@ -220,16 +243,18 @@ class Users(Part):
         return self._clock.now() // DAY * DAY
 
 
-_COLUMNS = "user_id, password_hash, admin, deactivated, created_day"
+_COLUMNS = "user_id, password_hash, admin, deactivated, created_day, locked, suspended"
 
 
 def find(query: Query, user_id: str) -> User | None:
     row = query.one(f"SELECT {_COLUMNS} FROM users WHERE user_id = $1", user_id)
-    return User(row[0], row[1], bool(row[2]), bool(row[3]), row[4]) if row else None
+    return _user(row) if row else None
 
 
 def _all(query: Query) -> list[User]:
-    rows = query.all(f"SELECT {_COLUMNS} FROM users ORDER BY user_id")
-    return [
-        User(user_id, stored, bool(admin), bool(deactivated), day) for user_id, stored, admin, deactivated, day in rows
-    ]
+    return [_user(row) for row in query.all(f"SELECT {_COLUMNS} FROM users ORDER BY user_id")]
+
+
+def _user(row: Row) -> User:
+    user_id, stored, admin, deactivated, day, locked, suspended = row
+    return User(user_id, stored, bool(admin), bool(deactivated), day, bool(locked), bool(suspended))

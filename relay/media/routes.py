@@ -30,6 +30,7 @@ from relay.protocol.readable import HEAD_BYTES, TextWatch
 from relay.protocol.seal import Seal
 from relay.tables import Schema, Table
 from relay.web import Answer, Request, Route
+from relay.wire import pieces
 
 # Addresses that were asked for before the upload. Spec: client-server-api/#post_matrixmediav1create
 EMPTY_FOR = DAY
@@ -189,7 +190,7 @@ class Media(Part):
         if claimed is not None and claimed > most:
             raise TooLarge(f"The file is larger than {most} bytes, the most that this server takes.")
         await self._doors.upload(request.user_id, claimed or 0)
-        chunks = request.http.content.iter_any()
+        chunks = pieces(request.http)
         first: list[bytes] = []
         size, whole = 0, True
         async for chunk in chunks:

@@ -6,13 +6,15 @@ All network comes before the room's lock. A room without encryption is left agai
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import orjson
 import structlog
 
-from relay.db import Database, Query
+from relay.db import ChainBroken, Database, Query
 from relay.errors import ApiError, BadEvent, Forbidden, InvalidParam, NotAllowed, NotFound, RemoteError
 from relay.ids import server_of
 from relay.protocol import event as events
@@ -22,8 +24,8 @@ from relay.protocol.signing import SigningKey
 from relay.protocol.versions import RoomVersion
 from relay.remote import JoinAnswer, Remote, Template
 from relay.rooms.append import Appender
-from relay.rooms.gaps import authorised
-from relay.rooms.intake import Intake, Taken, in_order
+from relay.rooms.gaps import MAX_STATE_EVENTS, OUTLIERS_AT_ONCE, note_gaps
+from relay.rooms.intake import Intake, sorted_out
 from relay.rooms.room import CREATE, ENCRYPTION, SERVER_ACL, STRIPPED_KEYS, Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.state import StateMap
@@ -32,7 +34,9 @@ from relay.rooms.store import LOCAL, REJECTED, Key
 log = structlog.get_logger("afar")
 
 MAX_SERVERS_TRIED = 8
-MAX_STATE_EVENTS = 100_000
+# Somebody waits while an invite is turned down, and may turn it down without them.
+MAX_SERVERS_LEFT = 3
+MAX_TRIES = 3
 NOT_ENCRYPTED = (
     "This room is not encrypted, so this server keeps its people out of it. Ask its moderators to turn on encryption, "
     "or your operator to list it in privacy.clear_rooms."
@@ -58,8 +62,9 @@ class Afar:
 
     async def join(
         self, user_id: str, room_id: str, servers: Sequence[str], member: Mapping[str, Any], may_be_joined: MayBeJoined
-    ) -> None:
-        """Raises an ApiError that says what the servers answered."""
+    ) -> tuple[str, Event] | None:
+        """Raises an ApiError that says what the servers answered. Where somebody else of ours came to the room first, the join
+        is an event like any other: it is returned with the server that took it, for the caller to place it."""
         invite = await self._told(user_id, room_id, "invite")
         # Without a create event it tells nothing about the room.
         knows = any(e.get("type") == "m.room.create" for e in invite)
@@ -68,8 +73,8 @@ class Afar:
         last: RemoteError | None = None
         for server in servers[:MAX_SERVERS_TRIED]:
             try:
-                await self._join_through(server, user_id, room_id, member, may_be_joined)
-                return
+                async with self._rooms.coming(room_id):
+                    return await self._join_through(server, user_id, room_id, member, may_be_joined)
             except RemoteError as error:
                 log.info("could not join through a server", server=server, status=error.status, errcode=error.errcode)
                 last = error
@@ -83,7 +88,7 @@ class Afar:
 
     async def _join_through(
         self, server: str, user_id: str, room_id: str, member: Mapping[str, Any], may_be_joined: MayBeJoined
-    ) -> None:
+    ) -> tuple[str, Event] | None:
         template = await self._remote.make("join", server, room_id, user_id)
         pdu = self._checked_template(server, template, room_id, user_id, "join")
         content = {**member}
@@ -94,14 +99,16 @@ class Afar:
         answer = await self._remote.send_join(server, event)
         if answer.event is not None:
             event = self._same_event(server, answer.event, event)
-        state, chain = await self._verified_state(server, answer, event)
-        current = {one.event.key: one.event for one in state if one.event.key is not None}
+        if "join_authorised_via_users_server" in content and not all(await self._remote.verified([event])):
+            raise RemoteError(server, 502, "it did not sign the join that it vouches for")
+        known, current = await self._verified_state(server, answer, event)
         create = current[CREATE]
         encrypted = ENCRYPTION in current and bool(current[ENCRYPTION].content.get("algorithm"))
         if not may_be_joined(room_id, encrypted, create.content.get("type")):
-            await self._leave_through([server], user_id, room_id)
+            with suppress(RemoteError, ApiError):
+                await self._leave_through([server], user_id, room_id)
             raise Forbidden(NOT_ENCRYPTED)
-        await self._record_join(room_id, template.version, event, state, chain)
+        return None if await self._record_join(room_id, event, known, current) else (server, event)
 
     def _checked_template(
         self, server: str, template: Template, room_id: str, user_id: str, membership: Literal["join", "leave", "knock"]
@@ -142,92 +149,70 @@ class Afar:
             raise RemoteError(server, 502, "it gave back another event than it got")
         return returned
 
-    async def _verified_state(self, server: str, answer: JoinAnswer, event: Event) -> tuple[list[Taken], list[Taken]]:
-        """(the room's state before the join, the events that authorise it), each with good signatures and allowed by its own
-        auth events. Spec: server-server-api/#joining-rooms (the checks on the response to send_join)."""
+    async def _verified_state(
+        self, server: str, answer: JoinAnswer, event: Event
+    ) -> tuple[list[tuple[Event, int]], dict[Key, Event]]:
+        """(every event that it gave, with its marks; the room's state before the join), each with good signatures and judged
+        by its own auth events. Spec: server-server-api/#joining-rooms (the checks on the response to send_join)."""
         if len(answer.state) > MAX_STATE_EVENTS or len(answer.auth_chain) > MAX_STATE_EVENTS:
             raise RemoteError(server, 502, "the room's state is larger than this server takes")
-        state = self._intake.parsed(answer.state, event.version, event.room_id)
-        state_ids = {one.id for one in state}
-        chain = [
-            one
-            for one in self._intake.parsed(answer.auth_chain, event.version, event.room_id)
-            if one.id not in state_ids
-        ]
-        taken = {one.event.id: one for one in await self._intake.verified([*chain, *state])}
-        by_id = {e: one.event for e, one in taken.items()}
-        create = next((e for e in by_id.values() if e.key == CREATE and e.id in state_ids), None)
+        # A large room keeps this busy for seconds: in a thread, so that everybody else goes on.
+        state = await asyncio.to_thread(self._intake.parsed, answer.state, event.version, event.room_id)
+        state_ids = {one.id: None for one in state}
+        chain = await asyncio.to_thread(self._intake.parsed, answer.auth_chain, event.version, event.room_id)
+        taken = await self._intake.verified([*state, *(one for one in chain if one.id not in state_ids)])
+        by_id = {one.event.id: one.event for one in taken}
+        create = next((by_id[e] for e in state_ids if e in by_id and by_id[e].key == CREATE), None)
         if create is None or create.room_id != event.room_id:
             raise RemoteError(server, 502, "the state it gave has no create event of this room")
         # The version's default where none is said. Spec: client-server-api/#mroomcreate
         if create.content.get("room_version", "1") != event.version.name:
             raise RemoteError(server, 502, "the room has another version than it said")
-        rejected: set[str] = set()
-        for one in in_order(by_id.values()):
-            if not authorised(one, by_id, rejected, create):
-                rejected.add(one.id)
-                taken[one.id].marks |= REJECTED
-        if create.id in rejected:
+        known = await asyncio.to_thread(sorted_out, taken, {}, create)
+        good = {one.id for one, marks in known if not marks & REJECTED}
+        if create.id not in good:
             raise RemoteError(server, 502, "the create event it gave is not valid")
-        current = {
-            one.key: one
-            for one in by_id.values()
-            if one.id in state_ids and one.id not in rejected and one.key is not None
-        }
+        current = {one.key: one for e in state_ids if e in good and (one := by_id[e]).key is not None}
         try:
             check(event, current, create)
         except NotAllowed as no:
             raise RemoteError(server, 403, f"the state it gave does not allow the join: {no.reason}") from no
-        return (
-            [taken[e] for e in state_ids if e in taken and e not in rejected],
-            [one for e, one in taken.items() if e not in state_ids or e in rejected],
-        )
+        return known, current
 
     async def _record_join(
-        self, room_id: str, version: RoomVersion, event: Event, state: Sequence[Taken], chain: Sequence[Taken]
-    ) -> None:
-        every = [one.event.id for one in [*state, *chain]]
-        in_state = {one.event.id for one in state}
-
-        def numbers(query: Query) -> dict[str, int]:
-            found = {}
-            for event_id in every:
-                nid = query.value("SELECT nid FROM events WHERE event_id = $1", event_id)
-                if nid is not None:
-                    found[event_id] = nid
-            return found
-
-        known = await self._db.read(numbers)
-        room = await self._rooms.get(room_id)
-        new = room is None
-        if room is None:
-            room = Room(self._db, self._server_name, self._db.next_pos(), room_id, version)
-        async with room.lock:
-            with self._db.write(chain=room_id) as tx:
-                if new:
+        self, room_id: str, event: Event, known: Sequence[tuple[Event, int]], current: Mapping[Key, Event]
+    ) -> bool:
+        """False where somebody of ours was in the room first: then its state is ours to know, not another server's to tell."""
+        for _ in range(MAX_TRIES):
+            room = await self._room_for(room_id, event.version)
+            if self._rooms.loaded(room_id) is not room:
+                with self._db.write(chain=room_id) as tx:
                     self._appender.new_room(tx, room)
-                else:
-                    tx.failed(lambda: self._rooms.drop(room))
-                entries: StateMap = {}
-                current: dict[Key, Event] = {}
-                for one in [*chain, *state]:
-                    nid = known.get(one.event.id)
-                    if nid is None:
-                        nid = self._appender.outlier(tx, room, one.event, marks=one.marks)
-                    if not one.marks & REJECTED and one.event.key is not None and one.event.id in in_state:
-                        entries[one.event.key] = (one.event.id, nid)
-                        current[one.event.key] = one.event
-                members = {
-                    key[1]: one.membership or "leave" for key, one in current.items() if key[0] == "m.room.member"
-                }
-                self._appender.begin_with(tx, room, entries, members, list(current.values()), current.get(SERVER_ACL))
-                tx.many(
-                    "INSERT INTO gaps (room_nid, event_id, depth) VALUES ($1, $2, $3) ON CONFLICT (room_nid, event_id) DO NOTHING",
-                    [(room.nid, e, event.depth - 1) for e in event.prev_events],
-                )
-                room.recent.clear()
-                self._appender.append(tx, room, event, marks=LOCAL)
-        await tx
+                await tx
+            for start in range(0, len(known), OUTLIERS_AT_ONCE):
+                with self._db.write() as tx:
+                    self._appender.outliers(tx, room, known[start : start + OUTLIERS_AT_ONCE])
+                await tx
+            nids = await self._db.read(_numbers, [one.id for one in current.values()])
+            entries: StateMap = {key: (one.id, nids[one.id]) for key, one in current.items()}
+            members = {key[1]: one.membership or "leave" for key, one in current.items() if key[0] == "m.room.member"}
+            async with room.lock:
+                if room.dropped:
+                    continue
+                if room.known and room.local_joined:
+                    return False
+                with self._db.write(chain=room_id) as tx:
+                    self._appender.begin_with(
+                        tx, room, entries, members, list(current.values()), current.get(SERVER_ACL)
+                    )
+                    note_gaps(tx, room, event.prev_events, event)
+                    self._appender.append(tx, room, event, marks=LOCAL)
+                try:
+                    await tx
+                    return True
+                except ChainBroken:
+                    continue
+        raise ApiError("The room is busy repairing itself. Try again.", status=503)
 
     # --- invites to us and knocks of ours, as far as we know them
 
@@ -262,7 +247,8 @@ class Afar:
         if not servers and server_of(room.room_id):
             servers = [server_of(room.room_id)]
         try:
-            event = await self._leave_through([s for s in servers if s != self._server_name], user_id, room.room_id)
+            others = [s for s in dict.fromkeys(servers) if s != self._server_name]
+            event = await self._leave_through(others[:MAX_SERVERS_LEFT], user_id, room.room_id)
         except (RemoteError, ApiError):
             log.info("an invite is turned down here only")
             event = None
@@ -327,6 +313,14 @@ class Afar:
         if not all(await self._remote.verified([signed])) or server not in signed.pdu["signatures"]:
             raise RemoteError(server, 502, "it gave back an invite without a valid signature")
         return signed
+
+
+def _numbers(query: Query, event_ids: Sequence[str]) -> dict[str, int]:
+    """Raises KeyError where one is not there, which can't be: nobody takes outliers away."""
+    rows = {e: query.value("SELECT nid FROM events WHERE event_id = $1", e) for e in event_ids}
+    if None in rows.values():
+        raise KeyError("an event that was just stored")
+    return rows
 
 
 def _encryption_and_type(told: Sequence[Mapping[str, Any]]) -> tuple[bool, object]:

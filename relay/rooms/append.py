@@ -184,6 +184,7 @@ class Appender:
         redacts: str | None = None,
     ) -> Stored:
         """An event from before what we knew: paged by its depth, never part of /sync."""
+        self.begins(tx, room)
         one = Stored(event, nid, tx.pos(), room.nid, state_after, marks | HISTORY, redacts=redacts)
         self._insert(tx, room, one)
         return one
@@ -228,7 +229,7 @@ class Appender:
             one.nid, event.id, room.nid, one.pos, one.depth, event.type, event.sender, event.state_key, one.state_nid,
             one.marks, one.redacted_by, one.replaces, one.redacts if one.redacts != event.redacts else None, event.raw,
         )  # fmt: skip
-        if one.state_nid is not None:
+        if one.state_nid is not None and not one.marks & (REJECTED | SOFT_FAILED):
             room.take_place(event.id, one.state_nid)
         relation = event.content.get("m.relates_to")
         if isinstance(relation, dict) and one.shown:

@@ -97,7 +97,7 @@ class Creator:
             await self._doors.alias(user_id, alias, "")
         if body.get("visibility") == "public":
             await self._doors.publish_room(user_id, "")
-        room_id = await self._write(version, user_id, creation, plan, alias, body.get("visibility") == "public")
+        room_id = await self.write(version, user_id, creation, plan, alias, body.get("visibility") == "public")
         direct = {"is_direct": True} if get_bool(body, "is_direct", False) else {}
         for target in invited:
             try:
@@ -105,7 +105,7 @@ class Creator:
             except ApiError as no:
                 if len(invited) == 1 and server_of(target) == self._server_name:
                     raise no
-            except RemoteError:
+            except (RemoteError, NotAllowed):
                 continue
         return room_id
 
@@ -248,7 +248,7 @@ class Creator:
             raise InvalidParam("In this room version creators have no entry in the power levels: leave them out.")
         return levels
 
-    async def _write(
+    async def write(
         self,
         version: RoomVersion,
         user_id: str,
@@ -257,6 +257,7 @@ class Creator:
         alias: str | None,
         published: bool,
     ) -> str:
+        """The room with its create event, its creator's join and what was planned, in one write. Returns its ID."""
         member = {"membership": "join", **await self._profiles.member_content(user_id)}
         room_id = None if version.room_id_is_create else f"!{random_string(18)}:{self._server_name}"
         create = events.build(

@@ -128,7 +128,8 @@ class Directory(Part):
         """The room that somebody wants to join or knock on, and servers that may help."""
         if room_id_or_alias.startswith("#"):
             return await self.resolve(room_id_or_alias)
-        if not is_room_id(room_id_or_alias):
+        server = server_of(room_id_or_alias)
+        if not is_room_id(room_id_or_alias) or (server and not is_server_name(server)):
             raise InvalidParam(f"{room_id_or_alias!r} is neither a room ID nor a room alias.")
         return room_id_or_alias, []
 

@@ -6,24 +6,26 @@ Spec: server-server-api/#backfilling-and-retrieving-missing-events, #retrieving-
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections import OrderedDict
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
-from relay.db import Database, Query
-from relay.errors import NotAllowed, RemoteError
-from relay.protocol.auth import check, check_auth_events
+from relay.db import ChainBroken, Database, Query, Tx
+from relay.errors import RemoteError
 from relay.protocol.event import Event
-from relay.protocol.judge import Verdict
+from relay.protocol.power import Levels
 from relay.remote import Remote
 from relay.rooms import redactions, state, store
 from relay.rooms.append import Appender
-from relay.rooms.intake import Intake, Taken, in_order
-from relay.rooms.room import CREATE, Room
+from relay.rooms.intake import Intake, Taken, in_order, sorted_out
+from relay.rooms.room import CREATE, POWER_LEVELS, Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.state import StateMap
-from relay.rooms.store import HISTORY, REJECTED, Stored
+from relay.rooms.store import HISTORY, REJECTED, STUB
 
 if TYPE_CHECKING:
     from relay.rooms.receive import Receiver
@@ -35,7 +37,38 @@ MAX_ROUNDS = 5
 MAX_SERVERS_ASKED = 3
 MAX_FETCHED_ONE_BY_ONE = 200
 MAX_STATE_ASKS = 3
+MAX_STATE_EVENTS = 100_000
 MAX_BACKFILL = 100
+MAX_TRIES = 3
+# Outliers in one write, so that nobody else's waits long for it.
+OUTLIERS_AT_ONCE = 500
+# A gap that nobody could fill is not asked for again so soon.
+UNFILLED_SECONDS = 60.0
+MAX_UNFILLED = 2_000
+
+_NOTE_GAP = (
+    "INSERT INTO gaps (room_nid, event_id, depth) VALUES ($1, $2, $3) ON CONFLICT (room_nid, event_id) DO NOTHING"
+)
+
+
+@dataclass(slots=True)
+class Gap:
+    """What could be had in place of the events before one: the state before it. `missing` are those of its prev_events that
+    we lack."""
+
+    before: StateMap
+    missing: Sequence[str]
+
+
+def note_gaps(tx: Tx, room: Room, missing: Iterable[str], event: Event) -> None:
+    """In the write that places an event whose prev_events are not all here."""
+    depth = min(event.depth, room.version.max_depth) - 1
+    tx.many(_NOTE_GAP, [(room.nid, event_id, depth) for event_id in missing])
+
+
+def close_gap(tx: Tx, room: Room, event: Event) -> None:
+    """In the write that gives an event its place."""
+    tx.run("DELETE FROM gaps WHERE room_nid = $1 AND event_id = $2", room.nid, event.id)
 
 
 class Gaps:
@@ -46,113 +79,183 @@ class Gaps:
         self._intake = intake
         self._remote = remote
         self._server_name = rooms.server_name
+        # What could not be filled -> until when it is not asked for. It runs out by itself.
+        self._unfilled: OrderedDict[Hashable, float] = OrderedDict()
+        self._filling: dict[int, asyncio.Future[None]] = {}
 
     # --- before an event
 
-    async def fill(self, origin: str, room: Room, taken: Taken, receiver: Receiver) -> Verdict | None:
-        """Fetches what the event builds on and cites. None: it can be placed as usual now; else it was placed here.
+    async def fill(self, origin: str, room: Room, taken: Taken, receiver: Receiver) -> Gap | None:
+        """Fetches what the event builds on and cites. None: it can be placed as usual now.
 
         Raises RemoteError where nobody gives what is missing.
         """
         event = taken.event
-        missing = await self._unplaced(event.prev_events)
-        if missing:
-            await self._earlier(origin, room, event, receiver)
-            missing = await self._unplaced(event.prev_events)
-        await self._cited(origin, room, event)
+        missing = await self._unplaced(room, event.prev_events)
         if not missing:
+            await self._cited(origin, room, event)
             return None
-        before = await self._state_from(origin, room, event)
-        known = [e for e in event.prev_events if e not in missing]
-        if known:
-            found = await self._db.read(store.by_ids, known, room.version)
-            maps = [await self._rooms.states.get(one.state_nid) for one in found.values() if one.state_nid is not None]
-            before = await self._rooms.states.merged(room.version, [before, *maps])
-        await self._note_gap(room, missing, event.depth - 1)
-        return await receiver.place_on_state(origin, room, taken, before)
+        self._require_hope(*((room.nid, e) for e in missing))
+        try:
+            await self._earlier(origin, room, event, missing, receiver)
+            missing = await self._unplaced(room, event.prev_events)
+            await self._cited(origin, room, event)
+            return Gap(await self._state_before(origin, room, event), missing) if missing else None
+        except RemoteError:
+            self._give_up(*((room.nid, e) for e in missing))
+            raise
 
-    async def _unplaced(self, event_ids: Iterable[str]) -> list[str]:
-        """Those that we lack, or know only as outliers."""
+    def _require_hope(self, *what: Hashable) -> None:
+        now = asyncio.get_running_loop().time()
+        if any(self._unfilled.get(one, 0.0) > now for one in what):
+            raise RemoteError(self._server_name, 0, "nobody could give what is missing a moment ago")
 
-        def find(query: Query) -> list[str]:
-            return [
-                e
-                for e in event_ids
-                if not query.one("SELECT 1 FROM events WHERE event_id = $1 AND state_nid IS NOT NULL", e)
-            ]
+    def _give_up(self, *what: Hashable) -> None:
+        until = asyncio.get_running_loop().time() + UNFILLED_SECONDS
+        for one in what:
+            self._unfilled[one] = until
+            self._unfilled.move_to_end(one)
+        while len(self._unfilled) > MAX_UNFILLED:
+            self._unfilled.popitem(last=False)
 
-        return await self._db.read(find)
+    async def _unplaced(self, room: Room, event_ids: Collection[str]) -> list[str]:
+        """Those that have no place in this room: we lack them, or know them only as outliers. Raises RemoteError for one of
+        another room, whose state has no business here."""
+        asked = [e for e in dict.fromkeys(event_ids) if room.state_after(e) is None and e not in room.extremities]
+        if not asked:
+            return []
+        await self._db.settled()
 
-    async def _earlier(self, origin: str, room: Room, event: Event, receiver: Receiver) -> None:
-        """get_missing_events, a few times: what lies between what we have and this event."""
+        def find(query: Query) -> tuple[list[str], bool]:
+            rows = {e: query.one("SELECT state_nid, room_nid FROM events WHERE event_id = $1", e) for e in asked}
+            strays = any(row is not None and row[1] != room.nid for row in rows.values())
+            return [e for e, row in rows.items() if row is None or row[0] is None], strays
+
+        unplaced, strays = await self._db.read(find)
+        if strays:
+            raise RemoteError(self._server_name, 0, "the event builds on one of another room")
+        return unplaced
+
+    async def _earlier(self, origin: str, room: Room, event: Event, missing: Sequence[str], receiver: Receiver) -> None:
+        """get_missing_events, a few times, each further back: what lies between what we have and this event."""
+        found: dict[str, Taken] = {}
+        latest = [event.id]
         for _ in range(MAX_ROUNDS):
-            earliest = list(room.extremities)[:20]
-            pdus = await self._remote.missing_events(origin, room.room_id, earliest, [event.id], MISSING_ASKED, 0)
-            fetched = await self._intake.take(pdus, room.version, room.room_id)
-            fresh = set(await self._unplaced([one.event.id for one in fetched]))
-            placed = 0
-            for one in sorted((o for o in fetched if o.event.id in fresh), key=lambda o: o.event.depth):
-                if await self._unplaced(one.event.prev_events):
+            try:
+                pdus = await self._remote.missing_events(
+                    origin, room.room_id, list(room.extremities)[:MISSING_ASKED], latest, MISSING_ASKED, 0
+                )
+                taken = await self._intake.take(pdus[:MISSING_ASKED], room.version, room.room_id)
+                fresh = [one for one in taken if one.event.id not in found and one.event.id != event.id]
+                found.update((one.event.id, one) for one in fresh if room.acl.allows(one.event.server))
+                wanted = {e for one in fresh for e in one.event.prev_events} | set(missing)
+                still = set(await self._unplaced(room, wanted - found.keys()))
+            except RemoteError as error:
+                log.info("missing events are not to be had", room_id=room.room_id, server=error.server)
+                break
+            latest = [one.event.id for one in fresh if not still.isdisjoint(one.event.prev_events)][:MISSING_ASKED]
+            if not latest:
+                break
+        asks = 0
+        for earlier in in_order((one.event for one in found.values()), by=lambda one: one.prev_events):
+            try:
+                if not await self._unplaced(room, [earlier.id]):
                     continue
-                await self._cited(origin, room, one.event)
-                await receiver.place(origin, room.room_id, one)
-                placed += 1
-            if not placed or not await self._unplaced(event.prev_events):
-                return
+                lacking = await self._unplaced(room, earlier.prev_events)
+                gap = None
+                await self._cited(origin, room, earlier)
+                if lacking:
+                    # The gap is wider than what was given: here it begins, and what follows is whole.
+                    if asks >= MAX_STATE_ASKS:
+                        continue
+                    asks += 1
+                    gap = Gap(await self._state_before(origin, room, earlier), lacking)
+                await receiver.place(origin, room.room_id, found[earlier.id], gap)
+            except RemoteError:
+                log.info("an earlier event could not be placed", event_id=earlier.id, server=origin)
+
+    def _askable(self, origin: str, room: Room, event: Event) -> list[str]:
+        """Who may know about an event: who gave it, who made it, and whoever has most people in the room."""
+        named = dict.fromkeys([origin, event.server, *room.largest_servers(MAX_SERVERS_ASKED + 1)])
+        return [server for server in named if server != self._server_name][:MAX_SERVERS_ASKED]
 
     async def _cited(self, origin: str, room: Room, event: Event) -> None:
         """The auth events of an event, as outliers, each judged by its own auth events (PDU check 4)."""
-        known = await self._known(event.auth_events)
-        if len(known) == len(set(event.auth_events)):
+        unknown = await self._unknown(room, event.auth_events)
+        if not unknown:
             return
-        chain = await self._remote.event_auth(origin, room.room_id, event.id)
-        await self.keep_outliers(room, await self._intake.take(chain, room.version, room.room_id))
-        known = await self._known(event.auth_events)
-        if len(known) < len(set(event.auth_events)):
-            raise RemoteError(origin, 0, "it did not give the events that authorise this one")
+        for server in self._askable(origin, room, event):
+            try:
+                chain = await self._remote.event_auth(server, room.room_id, event.id)
+                taken = await self._intake.take(chain[:MAX_STATE_EVENTS], room.version, room.room_id)
+            except RemoteError:
+                continue
+            await self.keep_outliers(room, taken)
+            unknown = await self._unknown(room, event.auth_events)
+            if not unknown:
+                return
+        raise RemoteError(origin, 0, "it did not give the events that authorise this one")
 
-    async def _known(self, event_ids: Iterable[str]) -> set[str]:
-        def find(query: Query) -> set[str]:
-            return {e for e in event_ids if query.one("SELECT 1 FROM events WHERE event_id = $1", e)}
+    async def _unknown(self, room: Room, event_ids: Collection[str]) -> list[str]:
+        asked = [e for e in event_ids if room.kept(e) is None]
+        if not asked:
+            return []
+        await self._db.settled()
+        known = await self._numbers(asked)
+        return [e for e in asked if e not in known]
+
+    async def _numbers(self, event_ids: Collection[str]) -> dict[str, int]:
+        def find(query: Query) -> dict[str, int]:
+            rows = {e: query.one("SELECT nid FROM events WHERE event_id = $1", e) for e in event_ids}
+            return {e: row[0] for e, row in rows.items() if row is not None}
 
         return await self._db.read(find)
 
     async def keep_outliers(self, room: Room, taken: Sequence[Taken]) -> None:
-        """Stores events that others cite; one whose auth events do not allow it is marked rejected."""
-        known = await self._known([one.event.id for one in taken])
-        by_id = {one.event.id: one for one in taken if one.event.id not in known}
-        wanted = {e for one in by_id.values() for e in one.event.auth_events}
-        have: dict[str, Stored] = await self._db.read(store.by_ids, wanted, room.version)
-        events = {e: one.event for e, one in have.items()} | {e: one.event for e, one in by_id.items()}
+        """Stores state events that others cite; one whose auth events do not allow it is marked rejected, one whose auth
+        events are not all here is not kept: what is not known of it can't be held against those that cite it."""
+        known = await self._numbers([one.event.id for one in taken])
+        fresh = [one for one in taken if one.event.id not in known and one.event.key is not None]
+        given = {one.event.id for one in fresh}
+        wanted = {e for one in fresh for e in one.event.auth_events} - given
         create_id = room.entries[CREATE][0] if CREATE in room.entries else "$" + room.room_id[1:]
-        create = (await room.events([create_id])).get(create_id) or next(
-            (e for e in events.values() if e.type == "m.room.create"), None
-        )
-        rejected = {e for e, one in have.items() if one.rejected}
-        with self._db.write(chain=room.room_id) as tx:
-            for event in in_order(one.event for one in by_id.values()):
-                marks = by_id[event.id].marks
-                if not authorised(event, events, rejected, create):
-                    rejected.add(event.id)
-                    marks |= REJECTED
-                self._appender.outlier(tx, room, event, marks=marks)
-        await tx
+        have = await self._db.read(store.by_ids, {*wanted, create_id}, room.version)
+        create = have[create_id].event if create_id in have else None
+        kept = await asyncio.to_thread(sorted_out, fresh, have, create)
+        for start in range(0, len(kept), OUTLIERS_AT_ONCE):
+            with self._db.write() as tx:
+                self._appender.outliers(tx, room, kept[start : start + OUTLIERS_AT_ONCE])
+            await tx
 
-    async def _state_from(self, origin: str, room: Room, event: Event) -> StateMap:
-        """The state before an event as its server tells it. Spec: server-server-api/#get_matrixfederationv1state_idsroomid"""
-        state_ids, chain_ids = await self._remote.state_ids(origin, room.room_id, event.id)
+    async def _state_before(self, origin: str, room: Room, event: Event) -> StateMap:
+        """The state before an event, from the first server that tells it."""
+        last: RemoteError | None = None
+        for server in self._askable(origin, room, event):
+            try:
+                return await self._state_from(server, room, event)
+            except RemoteError as error:
+                last = error
+        raise last or RemoteError(origin, 0, "no other server is known that could tell the state")
+
+    async def _state_from(self, server: str, room: Room, event: Event) -> StateMap:
+        """Spec: server-server-api/#get_matrixfederationv1state_idsroomid"""
+        state_ids, chain_ids = await self._remote.state_ids(server, room.room_id, event.id)
+        if max(len(state_ids), len(chain_ids)) > MAX_STATE_EVENTS:
+            raise RemoteError(server, 502, "the room's state is larger than this server takes")
         wanted = list(dict.fromkeys([*state_ids, *chain_ids]))
-        missing = [e for e in wanted if e not in await self._known(wanted)]
+        known = await self._numbers(wanted)
+        missing = [e for e in wanted if e not in known]
         if len(missing) > MAX_FETCHED_ONE_BY_ONE:
-            pdus, chain = await self._remote.state(origin, room.room_id, event.id)
-            await self.keep_outliers(room, await self._intake.take([*chain, *pdus], room.version, room.room_id))
+            pdus, chain = await self._remote.state(server, room.room_id, event.id)
+            given = [*chain[:MAX_STATE_EVENTS], *pdus[:MAX_STATE_EVENTS]]
+            await self.keep_outliers(room, await self._intake.take(given, room.version, room.room_id))
         else:
             pdus = []
             for event_id in missing:
                 try:
-                    pdus.append(await self._remote.event(origin, event_id))
+                    pdus.append(await self._remote.event(server, event_id))
                 except RemoteError:
-                    log.info("an event of the state is not to be had", event_id=event_id, server=origin)
+                    log.info("an event of the state is not to be had", event_id=event_id, server=server)
             if pdus:
                 await self.keep_outliers(room, await self._intake.take(pdus, room.version, room.room_id))
 
@@ -167,22 +270,26 @@ class Gaps:
             return found
 
         before = await self._db.read(entries)
-        if CREATE not in before:
-            raise RemoteError(origin, 0, "the state it gave has no create event")
+        if CREATE not in before or before[CREATE] != room.entries.get(CREATE, before[CREATE]):
+            raise RemoteError(server, 0, "the state it gave has not the room's create event")
         return before
-
-    async def _note_gap(self, room: Room, missing: Sequence[str], depth: int) -> None:
-        with self._db.write() as tx:
-            tx.many(
-                "INSERT INTO gaps (room_nid, event_id, depth) VALUES ($1, $2, $3) ON CONFLICT (room_nid, event_id) DO NOTHING",
-                [(room.nid, event_id, depth) for event_id in missing],
-            )
-        await tx
 
     # --- history
 
     async def backfill(self, room: Room, limit: int) -> bool:
-        """Asks for what lies before the latest gap. True where something came."""
+        """Asks for what lies before the latest gap. True where something came, or may have come by somebody else's asking."""
+        filling = self._filling.get(room.nid)
+        if filling is not None:
+            await asyncio.wait([filling])
+            return True
+        future = self._filling[room.nid] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._backfill(room, limit)
+        finally:
+            del self._filling[room.nid]
+            future.set_result(None)
+
+    async def _backfill(self, room: Room, limit: int) -> bool:
         waiting = await self._db.read(
             lambda query: query.all(
                 "SELECT event_id FROM gaps WHERE room_nid = $1 ORDER BY depth DESC LIMIT 10", room.nid
@@ -191,7 +298,13 @@ class Gaps:
         missing = [row[0] for row in waiting]
         if not missing:
             return False
-        for server in sorted(room.servers - {self._server_name})[:MAX_SERVERS_ASKED]:
+        what = (room.nid, frozenset(missing))
+        try:
+            self._require_hope(what)
+        except RemoteError:
+            return False
+        others = [s for s in room.largest_servers(MAX_SERVERS_ASKED + 1) if s != self._server_name]
+        for server in others[:MAX_SERVERS_ASKED]:
             try:
                 pdus = await self._remote.backfill(server, room.room_id, missing, min(max(limit, 20), MAX_BACKFILL))
                 taken = await self._intake.take(pdus[:MAX_BACKFILL], room.version, room.room_id, limits=False)
@@ -199,75 +312,79 @@ class Gaps:
                     return True
             except RemoteError:
                 log.info("history is not to be had here", server=server)
+        self._give_up(what)
         return False
 
     async def _keep_history(self, server: str, room: Room, taken: Sequence[Taken]) -> int:
         """Oldest first, so that the state of each follows from those before it."""
         asks = 0
         placed = 0
-        fresh = set(await self._unplaced([one.event.id for one in taken]))
-        for one in sorted((o for o in taken if o.event.id in fresh), key=lambda o: (o.event.depth, o.event.id)):
-            event = one.event
-            same: int | None = None
-            missing = await self._unplaced(event.prev_events) if event.prev_events else []
+        by_id = {one.event.id: one for one in taken}
+        fresh = set(await self._unplaced(room, list(by_id)))
+        for event in in_order((one.event for one in taken if one.event.id in fresh), by=lambda one: one.prev_events):
+            missing = await self._unplaced(room, event.prev_events)
+            before: StateMap | None = None
             if event.type == "m.room.create" and not event.prev_events:
-                before: StateMap = {}
+                before = {}
             elif missing or not event.prev_events:
                 if asks >= MAX_STATE_ASKS:
                     continue
                 asks += 1
                 before = await self._state_from(server, room, event)
-            else:
-                found = await self._db.read(store.by_ids, event.prev_events, room.version)
-                nids = [p.state_nid for p in found.values() if p.state_nid is not None]
-                before = await self._rooms.states.resolved(room.version, nids)
-                same = nids[0] if len(set(nids)) == 1 and event.key is None else None
             await self._cited(server, room, event)
-            await self._record_history(room, one, before, missing, same)
-            placed += 1
+            placed += await self._record_history(room, by_id[event.id], before, missing)
         return placed
 
     async def _record_history(
-        self, room: Room, one: Taken, before: StateMap, missing: Sequence[str], same: int | None
-    ) -> None:
-        """`same` is the state's number where the event leaves it as it was."""
+        self, room: Room, one: Taken, given: StateMap | None, missing: Sequence[str]
+    ) -> bool:  # fmt: skip
+        """False where somebody else placed it meanwhile. `given` is the state before it where we can't work it out."""
+        for _ in range(MAX_TRIES):
+            found = await self._rooms.get(room.room_id)
+            if found is None:
+                return False
+            async with found.lock:
+                if found.dropped:
+                    continue
+                if not await self._unplaced(found, [one.event.id]):
+                    return False
+                try:
+                    await self._write_history(found, one, given, missing)
+                    return True
+                except ChainBroken:
+                    continue
+        return False
+
+    async def _write_history(self, room: Room, one: Taken, given: StateMap | None, missing: Sequence[str]) -> None:
         event = one.event
         cited = await self._db.read(store.by_ids, event.auth_events, room.version)
         create = await room.event(*CREATE)
-        rejected = {e for e, c in cited.items() if c.rejected}
-        good = authorised(event, {e: c.event for e, c in cited.items()}, rejected, create)
-        nid = await self._db.read(lambda query: query.value("SELECT nid FROM events WHERE event_id = $1", event.id))
-        number = nid if nid is not None else self._db.next_pos()
-        after = dict(before)
-        if event.key is not None and good:
-            after[event.key] = (event.id, number)
-        early = await redactions.early(self._db, event.id)
-        redaction = await self._rooms.event(early[0]) if early else None
-        levels = await room.levels()
-        with self._db.write() as tx:
-            state_after = same if same is not None else state.record(tx, room.nid, None, 0, after, [])[0]
-            marks = one.marks | (0 if good else REJECTED) | HISTORY
+        judged = sorted_out([one], cited, create)
+        good = bool(judged) and not judged[0][1] & REJECTED
+        prev = await self._db.read(store.by_ids, event.prev_events, room.version)
+        nids = {p.state_nid for p in prev.values() if p.state_nid is not None and p.room_nid == room.nid}
+        near = [await self._rooms.states.known(nid) for nid in sorted(nids)]
+        before = given if given is not None else await self._rooms.states.resolved(room.version, nids)
+        nid = (await self._numbers([event.id])).get(event.id)
+        early = await redactions.early(self._db, room, event)
+        target, levels, marks = None, None, one.marks | (0 if good else REJECTED)
+        if event.type == "m.room.redaction" and good and create is not None:
+            power = next((c.event for c in cited.values() if c.event.key == POWER_LEVELS), None)
+            levels = Levels.of(create, power)
+            target = await redactions.target_of(self._db, room, one.redacts)
+            marks |= STUB if redactions.is_held(event, target, levels) else 0
+        with self._db.write(chain=room.room_id) as tx:
+            self._appender.begins(tx, room)
+            self._appender.first_time(tx, event, nid)
+            number = nid if nid is not None else tx.pos()
+            after = {**before, event.key: (event.id, number)} if event.key is not None and good else before
             placed = self._appender.history(
-                tx, room, event, nid=number, state_after=state_after, marks=marks, redacts=one.redacts
-            )
-            if redaction is not None and redactions.applies(redaction.event, event, levels):
-                redactions.take_back(tx, room, placed, redaction.id)
-            tx.run("DELETE FROM gaps WHERE room_nid = $1 AND event_id = $2", room.nid, event.id)
-            tx.many(
-                "INSERT INTO gaps (room_nid, event_id, depth) VALUES ($1, $2, $3) ON CONFLICT (room_nid, event_id) DO NOTHING",
-                [(room.nid, m, event.depth - 1) for m in missing],
-            )
+                tx, room, event, nid=number, state_after=state.derive(tx, room.nid, after, near).nid,
+                marks=marks | HISTORY, redacts=one.redacts,
+            )  # fmt: skip
+            if levels is not None:
+                redactions.record(tx, room, placed, target, levels)
+            redactions.meet(tx, room, placed, early)
+            close_gap(tx, room, event)
+            note_gaps(tx, room, missing, event)
         await tx
-
-
-def authorised(event: Event, events: dict[str, Event], rejected: set[str], create: Event | None) -> bool:
-    """Whether an event's own auth events are there and allow it: PDU check 4."""
-    cited = [events[e] for e in event.auth_events if e in events]
-    if len(cited) != len(event.auth_events):
-        return False
-    try:
-        check_auth_events(event, cited, rejected, create if event.type != "m.room.create" else None)
-        check(event, {one.key: one for one in cited if one.key is not None}, create)
-    except NotAllowed:
-        return False
-    return True

@@ -13,6 +13,7 @@ from relay.db import ChainBroken, Database
 from relay.doors import Doors
 from relay.errors import ApiError, Forbidden, NotFound
 from relay.ids import server_of
+from relay.protocol.event import Event
 from relay.protocol.seal import Seal
 from relay.rooms.afar import NOT_ENCRYPTED, Afar
 from relay.rooms.append import Appender
@@ -74,9 +75,12 @@ class Members:
                 await self._change(room_id, sender=user_id, target=user_id, content=member)
                 return
             via = [*via, server_of(authoriser)]
-        await self._afar.join(
+        placed_elsewhere = await self._afar.join(
             user_id, room_id, await self._servers_for(room_id, user_id, via, room), member, self._may_be_joined
         )
+        if placed_elsewhere is not None:
+            server, event = placed_elsewhere
+            await self._admitted(event, server)
 
     async def _servers_for(self, room_id: str, user_id: str, via: Sequence[str], room: Room | None) -> list[str]:
         servers = list(
@@ -179,9 +183,19 @@ class Members:
             event = await self._sender.judged(
                 room, sender=sender, type="m.room.member", content=member, state_key=target
             )
+        # What it builds on is on disk before another server hears of it.
+        await self._db.settled()
+        if room.dropped:
+            raise ApiError("The room is busy repairing itself. Try again.", status=503)
         signed = await self._afar.invite(room, event)
         # The room may have moved on while the other server answered: then this is one event beside others.
-        await self._receiver.admit(signed, origin=self._server_name, marks=LOCAL)
+        await self._admitted(signed, self._server_name)
+
+    async def _admitted(self, event: Event, origin: str) -> None:
+        """An event of ours that another server has signed or taken as well. Raises Forbidden, RemoteError."""
+        verdict = await self._receiver.admit(event, origin=origin, marks=LOCAL)
+        if verdict.outcome != "accepted":
+            raise Forbidden(f"The room has changed meanwhile, and no longer allows this: {verdict.reason}.")
 
     async def kick(self, sender: str, room_id: str, target: str) -> None:
         room = await self._rooms.require_joined(room_id, sender)
@@ -247,6 +261,8 @@ class Members:
                 event = await self._sender.judged(
                     room, sender=sender, type="m.room.member", content=content, state_key=target
                 )
+                if room.dropped:
+                    continue
                 with self._db.write(chain=room_id) as tx:
                     one = self._appender.append(tx, room, event, marks=LOCAL)
             try:

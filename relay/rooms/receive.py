@@ -6,8 +6,8 @@ it > judge > append. The numbers are those of server-server-api/#checks-performe
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -18,19 +18,49 @@ from relay.errors import ApiError, RemoteError
 from relay.protocol.auth import auth_keys
 from relay.protocol.event import Event
 from relay.protocol.judge import Verdict, judge
+from relay.protocol.power import Levels
 from relay.rooms import redactions, state, store
 from relay.rooms.append import Appender
-from relay.rooms.gaps import Gaps
+from relay.rooms.gaps import Gap, Gaps, close_gap, note_gaps
 from relay.rooms.intake import Intake, Taken
-from relay.rooms.room import CREATE, Room
+from relay.rooms.room import CREATE, POWER_LEVELS, Room
 from relay.rooms.rooms import Rooms
-from relay.rooms.state import StateMap
-from relay.rooms.store import REJECTED, SOFT_FAILED, Key, Stored
+from relay.rooms.state import Known, StateMap
+from relay.rooms.store import LOCAL, REJECTED, SOFT_FAILED, STUB, Key, Stored
 
 log = structlog.get_logger("receive")
 
 MAX_TRIES = 3
-MAX_LATELY = 1_000
+# Loose ends that a room may have; what would add one more is soft-failed until somebody ties them together.
+MAX_EXTREMITIES = 50
+# How far back through refused events the ones that they build on are looked for.
+MAX_REFUSED_WALKED = 100
+
+_ACCEPTED = Verdict("accepted")
+_LOOSE_ENDS = Verdict("soft_failed", "bound", "the room has too many latest events that nothing brings together")
+
+_PLACED = f"(pos IS NOT NULL OR (marks & {REJECTED | SOFT_FAILED}) != 0)"
+
+
+@dataclass(slots=True)
+class _Facts:
+    """What the database says of an event that is about to be placed."""
+
+    nid: int | None  # its number where it is an outlier
+    placed: bool
+    cited: bool  # something that stands in the room builds on it already
+    awaited: bool  # a redaction came before it
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where an event stands: the state before it, known states that are near, and what it leaves no longer the latest."""
+
+    before: StateMap
+    near: list[Known]
+    supersedes: Collection[str]
+    straight: bool = False  # on top of everything: the state before it is the room's current one
+    same_state: bool = False  # beside others, but all of them with the room's current state
 
 
 class Receiver:
@@ -43,8 +73,6 @@ class Receiver:
         self._intake = intake
         self._gaps = gaps
         self._doors = doors
-        # What was just placed, with its write as long as that is under way; dropped where the write fails, and by size.
-        self._lately: OrderedDict[str, tuple[Verdict, Tx | None]] = OrderedDict()
 
     async def receive(self, origin: str, room_id: str, pdus: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
         """The events of one transaction for one room, in order: event ID -> None, or why it was refused.
@@ -53,24 +81,40 @@ class Receiver:
         """
         room = await self._rooms.get(room_id)
         if room is None or not room.known or not room.local_joined:
+            await self._rooms.arrival(room_id)
+            room = await self._rooms.get(room_id)
+        if room is None or not room.known or not room.local_joined:
             return {}
         parsed = self._intake.parsed(pdus, room.version, room_id)
-        known = await self._have(room, [event.id for event in parsed])
+        known = await self._have([event.id for event in parsed])
         results: dict[str, str | None] = {event.id: None for event in parsed if event.id in known}
         fresh = [event for event in parsed if event.id not in known]
-        if not room.acl.allows(origin):
-            # It asks about who hands the events over: others may still pass on what a denied server sent earlier.
-            return results | {event.id: "The room's access list does not admit this server." for event in fresh}
-        taken = await self._intake.verified(fresh)
+        allowed = []
+        for event in fresh:
+            if room.acl.allows(event.server) and room.acl.allows(origin):
+                allowed.append(event)
+            else:
+                results[event.id] = "The room's access list does not admit this server."
+        taken = await self._intake.verified(allowed)
         good = {one.event.id for one in taken}
-        results.update({event.id: "The signatures do not hold." for event in fresh if event.id not in good})
+        results.update({event.id: "The signatures do not hold." for event in allowed if event.id not in good})
+        # Each is judged on what those before it made of the room; the disk is waited for once, by all of them together.
+        waiting: list[tuple[Taken, Verdict, Tx | None]] = []
         for one in taken:
             try:
-                verdict = await self.place(origin, room_id, one)
-                results[one.event.id] = verdict.reason or None if verdict.outcome == "rejected" else None
+                waiting.append((one, *await self._queued(origin, room_id, one)))
             except RemoteError as error:
-                log.info("an event has to wait for what it builds on", event_id=one.event.id, server=error.server)
-                results[one.event.id] = "What this event builds on could not be fetched."
+                results[one.event.id] = _has_to_wait(one.event, error)
+        for one, verdict, write in waiting:
+            try:
+                if write is not None:
+                    await write
+                results[one.event.id] = _told(verdict)
+            except ChainBroken:
+                try:
+                    results[one.event.id] = _told(await self.place(origin, room_id, one, again=True))
+                except RemoteError as error:
+                    results[one.event.id] = _has_to_wait(one.event, error)
         return results
 
     async def admit(self, event: Event, *, origin: str, marks: int = 0) -> Verdict:
@@ -79,135 +123,185 @@ class Receiver:
         taken.marks |= marks
         return await self.place(origin, event.room_id, taken)
 
-    async def place(self, origin: str, room_id: str, taken: Taken) -> Verdict:
-        """Judges and records one event, with whatever has to be fetched first. Raises RemoteError where that fails."""
-        room = await self._rooms.get(room_id)
-        assert room is not None
-        if not self._continues(room, taken.event):
-            filled = await self._gaps.fill(origin, room, taken, self)
-            if filled is not None:
-                return filled
+    async def place(
+        self, origin: str, room_id: str, taken: Taken, gap: Gap | None = None, *, again: bool = False
+    ) -> Verdict:
+        """Judges and records one event, with whatever has to be fetched first; `gap` is what was fetched already. Raises
+        RemoteError where fetching fails."""
         for _ in range(MAX_TRIES):
-            room = await self._rooms.get(room_id)
-            assert room is not None
-            async with room.lock:
-                if room.dropped:
-                    continue
-                verdict, write = await self._once(origin, room, taken, None)
+            verdict, write = await self._queued(origin, room_id, taken, gap, again=again)
             try:
                 if write is not None:
                     await write
                 return verdict
             except ChainBroken:
-                continue
+                again = True
         raise RemoteError(origin, 0, "the room is being repaired")
 
-    async def place_on_state(self, origin: str, room: Room, taken: Taken, before: StateMap) -> Verdict:
-        """The same where the state before the event came from its server, since we lack what lies before it."""
-        async with room.lock:
-            verdict, write = await self._once(origin, room, taken, before)
-        if write is not None:
-            await write
-        return verdict
-
-    async def _once(self, origin: str, room: Room, taken: Taken, given: StateMap | None) -> tuple[Verdict, Tx | None]:
-        """Under the room's lock. One event may come by several ways at the same time; it gets one place."""
-        event_id = taken.event.id
-        known = self._lately.get(event_id)
-        if known is not None:
-            return known
-        verdict, write = await self._judge_and_record(origin, room, taken, given)
-        if write is not None:
-            self._lately[event_id] = (verdict, write)
-            write.after(lambda: self._lately.update({event_id: (verdict, None)}))
-            write.failed(lambda: self._not_placed(event_id))
-            while len(self._lately) > MAX_LATELY:
-                self._lately.popitem(last=False)
-        return verdict, write
-
-    def _not_placed(self, event_id: str) -> None:
-        self._lately.pop(event_id, None)
+    async def _queued(
+        self, origin: str, room_id: str, taken: Taken, gap: Gap | None = None, *, again: bool = False
+    ) -> tuple[Verdict, Tx | None]:
+        """The same, up to the write, which the caller awaits. `again`: memory alone is not to be trusted with it."""
+        for _ in range(MAX_TRIES):
+            room = await self._rooms.get(room_id)
+            if room is None or not room.known:
+                raise RemoteError(origin, 0, "the room is not known here")
+            if gap is None and not self._continues(room, taken.event):
+                gap = await self._gaps.fill(origin, room, taken, self)
+            async with room.lock:
+                if room.dropped:
+                    continue
+                try:
+                    verdict, write = await self._judge_and_record(origin, room, taken, gap, again=again)
+                    if write is not None and (gap is not None or taken.event.redacts is not None):
+                        # The next ones look into the database for what this one says about events that are not here.
+                        await write
+                    return verdict, write
+                except ChainBroken:
+                    again = True
+        raise RemoteError(origin, 0, "the room is being repaired")
 
     def _continues(self, room: Room, event: Event) -> bool:
-        """Whether it builds on the room's latest events alone, so that nothing can be missing."""
-        return set(event.prev_events) == set(room.extremities) and all(
+        """Whether it builds on events that came lately, so that nothing can be missing."""
+        return bool(event.prev_events) and all(
+            room.state_after(e) is not None or e in room.extremities for e in event.prev_events
+        ) and all(
             room.kept(e) is not None or any(e == entry[0] for entry in self._auth_entries(room, event))
             for e in event.auth_events
-        )
+        )  # fmt: skip
 
     def _auth_entries(self, room: Room, event: Event) -> list[tuple[str, int]]:
         keys = [CREATE, *auth_keys(event.type, event.sender, event.state_key, event.content, room.version)]
         return [room.entries[key] for key in keys if key in room.entries]
 
-    async def _have(self, room: Room, event_ids: Sequence[str]) -> set[str]:
-        """Which of these are already placed, or refused. Outliers do not count, unless they stand in the room's current
-        state: those lie before what we have, and to judge them by a later state would refuse what is right."""
-        current = {event_id for event_id, _ in room.entries.values()}
+    async def _have(self, event_ids: Sequence[str]) -> set[str]:
+        """Which of these are already placed: in the timeline, or refused one; outliers do not count."""
 
         def find(query: Query) -> set[str]:
             return {
-                event_id
-                for event_id in event_ids
-                if event_id in current
-                or query.one(
-                    "SELECT 1 FROM events WHERE event_id = $1 AND (pos IS NOT NULL OR state_nid IS NOT NULL "
-                    f"OR (marks & {REJECTED | SOFT_FAILED}) != 0)",
-                    event_id,
-                )
-            }
+                e for e in event_ids if query.one(f"SELECT 1 FROM events WHERE event_id = $1 AND {_PLACED}", e)
+            }  # fmt: skip
 
         return await self._db.read(find)
 
+    # --- under the room's lock
+
     async def _judge_and_record(
-        self, origin: str, room: Room, taken: Taken, given: StateMap | None
+        self, origin: str, room: Room, taken: Taken, gap: Gap | None, *, again: bool
     ) -> tuple[Verdict, Tx | None]:
-        """Under the room's lock. `given` is the state before the event where we can't work it out."""
+        """Raises ChainBroken where the room was dropped meanwhile."""
         event = taken.event
-        straight = given is None and set(event.prev_events) == set(room.extremities)
-        if not straight:
-            await self._db.settled()  # what is compared below is on disk
-        if given is not None:
-            before = given
-        elif straight:
-            before = room.entries
-        else:
-            before = await self._state_before(room, event)
-        cited = (
-            await self._db.read(store.by_ids, event.auth_events, room.version)
-            if not self._all_kept(room, event)
-            else {}
-        )
-        auth_events = [
-            room.kept(e) or cited[e].event for e in event.auth_events if room.kept(e) is not None or e in cited
-        ]
-        rejected = {e for e, one in cited.items() if one.rejected}
+        if room.state_after(event.id) is not None:
+            # It came by another way a moment ago; what is answered is on disk.
+            await self._db.settled()
+            if room.dropped:
+                raise ChainBroken(room.room_id)
+            return _ACCEPTED, None
+        at = self._at_hand(room, event) if gap is None else None
+        facts = None
+        if again or at is None or not at.straight or event.is_state:
+            if at is None:
+                await self._db.settled()  # what is looked up below is on disk
+            facts = await self._db.read(_facts, room.nid, event.id)
+            if facts.placed:
+                return _ACCEPTED, None
+        if at is None:
+            at = await self._looked_up(room, event, gap)
         keys = [CREATE, *auth_keys(event.type, event.sender, event.state_key, event.content, room.version)]
-        state_before = await self._events_of(room, before, keys)
-        current = state_before if straight else await room.state_events(keys)
-        verdict = judge(
-            event, auth_events, rejected, state_before, current, current.get(CREATE) or state_before.get(CREATE)
-        )
+        auth_events, rejected = await self._auth_events(room, event)
+        state_before = await self._events_of(room, at.before, keys)
+        current = None if at.straight or at.same_state else await room.state_events(keys)
+        create = (current or state_before).get(CREATE) or state_before.get(CREATE)
+        verdict = judge(event, auth_events, rejected, state_before, current, create)
         if verdict.outcome == "accepted":
             try:
                 await self._doors.receive(origin, event)
             except ApiError as no:
                 verdict = Verdict("soft_failed", "door", no.text)
+        latest = facts is None or not facts.cited
+        if verdict.outcome == "accepted" and latest and len(room.extremities) >= MAX_EXTREMITIES:
+            if not any(e in room.extremities for e in at.supersedes):
+                verdict = _LOOSE_ENDS
         if verdict.outcome != "accepted":
             log.info("refused an event", event_id=event.id, outcome=verdict.outcome, rule=verdict.rule)
-        target = await redactions.target_of(self._db, room, taken.redacts) if event.type == "m.room.redaction" else None
-        early = await redactions.early(self._db, event.id) if not straight else []
-        levels = await room.levels()
-        nid = await self._nid(event.id) if not straight or event.is_state else None
-        if verdict.outcome == "accepted" and straight:
-            with self._db.write(chain=room.room_id) as tx:
-                one = self._appender.append(tx, room, event, marks=taken.marks, nid=nid, redacts=taken.redacts)
-                if event.type == "m.room.redaction":
-                    redactions.record(tx, room, one, target, levels)
-            return verdict, tx
-        return verdict, await self._record_beside(room, taken, verdict, before, nid, target, early)
+            return verdict, self._set_aside(room, taken, verdict, at, facts)
+        marks, target, levels = taken.marks, None, None
+        if event.type == "m.room.redaction" and create is not None:
+            # The power that counts is that of the moment at which it was sent.
+            target = await redactions.target_of(self._db, room, taken.redacts)
+            levels = Levels.of(create, state_before.get(POWER_LEVELS))
+            if redactions.is_held(event, target, levels) and not marks & LOCAL:
+                marks |= STUB
+        early = await redactions.early(self._db, room, event) if facts is not None and facts.awaited else None
+        # What the room becomes is worked out before the write, which is built without an await.
+        becomes: StateMap = room.entries
+        changed: dict[Key, Event] = {}
+        if not at.straight and not at.same_state and latest:
+            becomes, changed = await self._becomes(room, event, at, facts)
+        nid = facts.nid if facts is not None else None
+        with self._db.write(chain=room.room_id) as tx:
+            self._appender.begins(tx, room)
+            self._appender.first_time(tx, event, nid)
+            if at.straight:
+                one = self._appender.append(tx, room, event, marks=marks, nid=nid, redacts=taken.redacts)
+            else:
+                number = nid if nid is not None else tx.pos()
+                replaces = at.before.get(event.key, (None,))[0] if event.key is not None else None
+                one = self._appender.append_forked(
+                    tx, room, event, nid=number, state_after=self._state_after(tx, room, event, at, number),
+                    current=_numbered(becomes, event, number), changed=changed, replaces=replaces,
+                    supersedes=at.supersedes, latest=latest, redacts=taken.redacts, marks=marks,
+                )  # fmt: skip
+            if levels is not None:
+                redactions.record(tx, room, one, target, levels)
+            if facts is not None:
+                redactions.meet(tx, room, one, early)
+                close_gap(tx, room, event)
+            if gap is not None:
+                note_gaps(tx, room, gap.missing, event)
+        return verdict, tx
 
-    def _all_kept(self, room: Room, event: Event) -> bool:
-        return all(room.kept(e) is not None for e in event.auth_events)
+    def _at_hand(self, room: Room, event: Event) -> _Place | None:
+        """Where it stands, if memory knows; most events build on the latest ones, or on what was latest a moment ago."""
+        if not event.prev_events:
+            return None
+        if room.state_nid is None:
+            return None
+        if set(event.prev_events) == set(room.extremities):
+            return _Place(room.entries, [self._current(room)], event.prev_events, straight=True)
+        if event.is_state:
+            return None
+        if all(room.state_after(e) == room.state_nid for e in (*event.prev_events, *room.extremities)):
+            return _Place(room.entries, [self._current(room)], event.prev_events, same_state=True)
+        return None
+
+    def _current(self, room: Room) -> Known:
+        return Known(room.state_nid or 0, room.steps, room.entries)
+
+    async def _looked_up(self, room: Room, event: Event, gap: Gap | None) -> _Place:
+        """The state before an event that stands beside others. An event that follows nothing has none before it."""
+        prev, supersedes = await self._db.read(_builds_on, room, event)
+        near = [await self._rooms.states.known(nid) for nid in sorted({one.state_nid or 0 for one in prev})]
+        if gap is not None:
+            before = gap.before
+        elif len(prev) < len(set(event.prev_events)):
+            raise RemoteError(event.server, 0, "what the event builds on is not here")
+        elif near:
+            before = await self._rooms.states.resolved(room.version, [known.nid for known in near])
+        else:
+            before = {}
+        return _Place(before, [*near, self._current(room)], supersedes)
+
+    async def _auth_events(self, room: Room, event: Event) -> tuple[list[Event], set[str]]:
+        """Those that it cites, and which of them were rejected."""
+        kept = {e: found for e in event.auth_events if (found := room.kept(e)) is not None}
+        if len(kept) == len(set(event.auth_events)):
+            return [kept[e] for e in event.auth_events], set()
+        cited = await self._db.read(store.by_ids, [e for e in event.auth_events if e not in kept], room.version)
+        found_events = kept | {e: one.event for e, one in cited.items()}
+        if any(e not in found_events for e in event.auth_events):
+            raise RemoteError(event.server, 0, "what authorises the event is not here")
+        return [found_events[e] for e in event.auth_events], {e for e, one in cited.items() if one.rejected}
 
     async def _events_of(
         self, room: Room, entries: Mapping[Key, tuple[str, int]], keys: Sequence[Key]
@@ -216,73 +310,98 @@ class Receiver:
         found = await room.events(wanted.values())
         return {key: found[event_id] for key, event_id in wanted.items() if event_id in found}
 
-    async def _nid(self, event_id: str) -> int | None:
-        """The number it has where it is an outlier already."""
-        nid: int | None = await self._db.read(
-            lambda query: query.value("SELECT nid FROM events WHERE event_id = $1", event_id)
-        )
-        return nid
+    def _state_after(self, tx: Tx, room: Room, event: Event, at: _Place, number: int) -> int:
+        """Written as a small difference from a state nearby."""
+        after = at.before
+        if event.key is not None:
+            after = {**after, event.key: (event.id, number)}
+        known = state.derive(tx, room.nid, after, at.near)
+        if known.entries is after and after is not room.entries:
+            self._rooms.states.remember(known)
+        return known.nid
 
-    async def _state_before(self, room: Room, event: Event) -> StateMap:
-        found = await self._db.read(store.by_ids, event.prev_events, room.version)
-        nids = [one.state_nid for one in found.values() if one.state_nid is not None]
-        if not nids:
-            return {}  # before the first event there is nothing
-        return await self._rooms.states.resolved(room.version, nids)
-
-    async def _record_beside(
-        self,
-        room: Room,
-        taken: Taken,
-        verdict: Verdict,
-        before: StateMap,
-        nid: int | None,
-        target: Stored | None,
-        early: Sequence[str],
-    ) -> Tx:
-        """An event that is refused, or stands beside others: its own state, and the current one after a resolution."""
+    def _set_aside(self, room: Room, taken: Taken, verdict: Verdict, at: _Place, facts: _Facts | None) -> Tx:
+        """Spec: server-server-api/#rejection, #soft-failure. The state after a rejected event is the one before it."""
         event = taken.event
-        after: StateMap = dict(before)
-        number = nid if nid is not None else self._db.next_pos()
-        if event.key is not None and verdict.outcome != "rejected":
-            after[event.key] = (event.id, number)
-        levels = await room.levels()
-        redaction = await self._rooms.event(early[0]) if early else None
-        if verdict.outcome == "accepted":
-            others = [e for e in room.extremities if e not in event.prev_events]
-            current = await self._current(room, event, after, others)
-            changed_ids = {key: e for key, (e, _) in current.items() if room.entries.get(key, ("",))[0] != e}
-            events = await room.events([e for e in changed_ids.values() if e != event.id])
-            events[event.id] = event
-            changed = {key: events[e] for key, e in changed_ids.items() if e in events}
+        mark = REJECTED if verdict.outcome == "rejected" else SOFT_FAILED
+        nid = facts.nid if facts is not None else None
         with self._db.write(chain=room.room_id) as tx:
-            # A whole state of its own: forks are rare, and its neighbours may be far away.
-            state_after, _ = state.record(tx, room.nid, None, 0, after, [])
-            if verdict.outcome == "rejected":
-                self._appender.set_aside(
-                    tx, room, event, nid=number, state_after=state_after, marks=taken.marks | REJECTED
-                )
-            elif verdict.outcome == "soft_failed":
-                self._appender.set_aside(
-                    tx, room, event, nid=number, state_after=state_after, marks=taken.marks | SOFT_FAILED
-                )
+            self._appender.begins(tx, room)
+            self._appender.first_time(tx, event, nid)
+            number = nid if nid is not None else tx.pos()
+            if mark == REJECTED:
+                state_after = state.derive(tx, room.nid, at.before, at.near).nid
             else:
-                replaces = before.get(event.key, (None,))[0] if event.key is not None else None
-                one = self._appender.append_forked(
-                    tx, room, event, nid=number, state_after=state_after, current=current, changed=changed, replaces=replaces,
-                    redacts=taken.redacts, marks=taken.marks,
-                )  # fmt: skip
-                if event.type == "m.room.redaction":
-                    redactions.record(tx, room, one, target, levels)
-                if redaction is not None and redactions.applies(redaction.event, event, levels):
-                    redactions.take_back(tx, room, one, redaction.id)
-                tx.run("DELETE FROM early_redactions WHERE target_id = $1", event.id)
-            tx.run("DELETE FROM gaps WHERE room_nid = $1 AND event_id = $2", room.nid, event.id)
-        self._rooms.states.remember(state_after, after)
+                state_after = self._state_after(tx, room, event, at, number)
+            self._appender.set_aside(tx, room, event, nid=number, state_after=state_after, marks=taken.marks | mark)
+            close_gap(tx, room, event)
         return tx
 
-    async def _current(self, room: Room, event: Event, after: StateMap, others: Sequence[str]) -> StateMap:
-        """The state that results from this event's and that of the room's other latest events."""
+    async def _becomes(
+        self, room: Room, event: Event, at: _Place, facts: _Facts | None
+    ) -> tuple[StateMap, dict[Key, Event]]:
+        """The room's state with this event among its latest ones, and the events in it that were not current before."""
+        others = [e for e in room.extremities if e not in at.supersedes]
         found = await self._db.read(store.by_ids, others, room.version)
-        maps = [await self._rooms.states.get(one.state_nid) for one in found.values() if one.state_nid is not None]
-        return await self._rooms.states.merged(room.version, [after, *maps], [event])
+        nids = {one.state_nid for one in found.values() if one.state_nid is not None}
+        if event.key is None and len(at.near) == 2 and at.near[0].entries is at.before:
+            becomes = await self._rooms.states.resolved(room.version, {*nids, at.near[0].nid})
+        else:
+            after = at.before
+            if event.key is not None:
+                number = facts.nid if facts is not None and facts.nid is not None else _NOT_YET
+                after = {**after, event.key: (event.id, number)}
+            maps = [after, *[await self._rooms.states.get(nid) for nid in sorted(nids)]]
+            becomes = await self._rooms.states.merged(room.version, maps, [event])
+        changed_ids = {key: e for key, (e, _) in becomes.items() if room.entries.get(key, ("",))[0] != e}
+        events = await room.events([e for e in changed_ids.values() if e != event.id])
+        events[event.id] = event
+        return becomes, {key: events[e] for key, e in changed_ids.items()}
+
+
+# Stands for the number of an event that gets it in the write.
+_NOT_YET = 0
+
+
+def _numbered(entries: StateMap, event: Event, number: int) -> StateMap:
+    if event.key is None or entries.get(event.key) != (event.id, _NOT_YET):
+        return entries
+    return {**entries, event.key: (event.id, number)}
+
+
+def _facts(query: Query, room_nid: int, event_id: str) -> _Facts:
+    row = query.one(f"SELECT nid, {_PLACED} FROM events WHERE event_id = $1", event_id)
+    cited = query.one("SELECT 1 FROM gaps WHERE room_nid = $1 AND event_id = $2", room_nid, event_id)
+    awaited = query.one("SELECT 1 FROM early_redactions WHERE target_id = $1", event_id)
+    return _Facts(
+        row[0] if row is not None else None, row is not None and bool(row[1]), cited is not None, awaited is not None
+    )
+
+
+def _builds_on(query: Query, room: Room, event: Event) -> tuple[list[Stored], set[str]]:
+    """Those of its prev_events that stand in this room, and all that it leaves no longer the latest: where it builds on
+    refused events, also what these build on."""
+
+    def standing(event_ids: Collection[str]) -> list[Stored]:
+        found = store.by_ids(query, event_ids, room.version).values()
+        return [one for one in found if one.room_nid == room.nid and one.state_nid is not None]
+
+    prev = standing(event.prev_events)
+    supersedes, waiting, walked = set(event.prev_events), list(prev), 0
+    while waiting and walked < MAX_REFUSED_WALKED:
+        one = waiting.pop()
+        if one.marks & (REJECTED | SOFT_FAILED):
+            walked += 1
+            further = set(one.event.prev_events) - supersedes
+            supersedes |= further
+            waiting += standing(further)
+    return prev, supersedes
+
+
+def _told(verdict: Verdict) -> str | None:
+    return verdict.reason or None if verdict.outcome == "rejected" else None
+
+
+def _has_to_wait(event: Event, error: RemoteError) -> str:
+    log.info("an event has to wait for what it builds on", event_id=event.id, server=error.server)
+    return "What this event builds on could not be fetched."

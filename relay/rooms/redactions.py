@@ -7,7 +7,7 @@ stays, so that a report can still prove what was taken back.
 
 from __future__ import annotations
 
-from relay.clock import Clock
+from relay.clock import HOUR, Clock
 from relay.db import Database, Query, Tx
 from relay.ids import server_of
 from relay.protocol import event as events
@@ -15,11 +15,13 @@ from relay.protocol.event import Event
 from relay.protocol.power import Levels
 from relay.protocol.versions import VERSIONS
 from relay.rooms import store
-from relay.rooms.room import Room
+from relay.rooms.room import CREATE, POWER_LEVELS, Room
 from relay.rooms.store import GONE, STUB, Stored
 
 SWEEP_EVERY_SECONDS = 300.0
 MAX_SWEPT = 500
+# Servers whose clocks go wrong by more than this are not believed.
+MAX_CLOCK_AHEAD = HOUR
 
 
 def applies(redaction: Event, target: Event, levels: Levels) -> bool:
@@ -39,7 +41,7 @@ async def target_of(db: Database, room: Room, target_id: str | None) -> Stored |
 
 
 def record(tx: Tx, room: Room, redaction: Stored, target: Stored | None, levels: Levels) -> None:
-    """In the write that appends the redaction."""
+    """In the write that appends the redaction. One that `is_held` was appended as a stub."""
     if target is None:
         if redaction.redacts is not None:
             tx.run(
@@ -49,9 +51,11 @@ def record(tx: Tx, room: Room, redaction: Stored, target: Stored | None, levels:
             )
     elif applies(redaction.event, target.event, levels):
         take_back(tx, room, target, redaction.id)
-    else:
-        # It takes nothing back, so nobody is shown that it did.
-        tx.run("UPDATE events SET marks = marks | $2 WHERE nid = $1", redaction.nid, STUB)
+
+
+def is_held(redaction: Event, target: Stored | None, levels: Levels) -> bool:
+    """Whether nobody is shown it: it takes nothing back, or what it takes back is not known yet."""
+    return target is None or not applies(redaction, target.event, levels)
 
 
 def take_back(tx: Tx, room: Room, target: Stored, redaction_id: str) -> None:
@@ -61,16 +65,34 @@ def take_back(tx: Tx, room: Room, target: Stored, redaction_id: str) -> None:
     for one in room.recent:
         if one.id == target.id:
             one.redacted_by, one.client_json = target.redacted_by, None
-    if room.kept(target.id) is not None:
-        room.keep(events.redacted(target.event))
+    room.take_taken_back(target.event)
 
 
-async def early(db: Database, event_id: str) -> list[str]:
-    """Redactions that came before their event."""
-    rows = await db.read(
-        lambda query: query.all("SELECT event_id FROM early_redactions WHERE target_id = $1", event_id)
-    )
-    return [row[0] for row in rows]
+async def early(db: Database, room: Room, event: Event) -> Stored | None:
+    """The redaction that came before its event and takes it back, if there is one. Its sender's power is that of the power
+    levels which the redaction itself cites."""
+
+    def find(query: Query) -> Stored | None:
+        waiting = query.all("SELECT event_id FROM early_redactions WHERE target_id = $1 ORDER BY event_id", event.id)
+        for redaction in store.by_ids(query, [row[0] for row in waiting], room.version).values():
+            cited = store.by_ids(query, redaction.event.auth_events, room.version)
+            by_key = {one.event.key: one.event for one in cited.values()}
+            create_id = room.entries[CREATE][0]
+            create = by_key.get(CREATE) or store.by_ids(query, [create_id], room.version)[create_id].event
+            if applies(redaction.event, event, Levels.of(create, by_key.get(POWER_LEVELS))):
+                return redaction
+        return None
+
+    return await db.read(find)
+
+
+def meet(tx: Tx, room: Room, target: Stored, redaction: Stored | None) -> None:
+    """In the write that gives an event its place: what waited for it waits no longer."""
+    tx.run("DELETE FROM early_redactions WHERE target_id = $1", target.id)
+    if redaction is not None:
+        take_back(tx, room, target, redaction.id)
+        # From now on it says something: that this event was taken back.
+        tx.run("UPDATE events SET marks = marks - $2 WHERE nid = $1 AND (marks & $2) != 0", redaction.nid, STUB)
 
 
 class Grace:
@@ -83,32 +105,38 @@ class Grace:
 
     async def run(self) -> None:
         while True:
-            while await self.sweep() == MAX_SWEPT:
-                pass
+            await self.sweep()
             await self._clock.sleep(SWEEP_EVERY_SECONDS)
 
     async def sweep(self) -> int:
         """How many events lost their content just now."""
-        before = self._clock.now() - self._grace
+        now = self._clock.now()
+        before, ahead = now - self._grace, now + MAX_CLOCK_AHEAD
 
-        def due(query: Query) -> list[tuple[int, bytes]]:
+        def due(query: Query, after: int) -> tuple[list[tuple[int, bytes]], int | None]:
             rows = query.all(
                 f"SELECT {store.COLUMNS}, r.version, d.json FROM events e JOIN rooms r ON r.nid = e.room_nid "
                 "JOIN events d ON d.event_id = e.redacted_by "
-                f"WHERE e.redacted_by IS NOT NULL AND (e.marks & {GONE}) = 0 ORDER BY e.nid LIMIT $1",
+                f"WHERE e.redacted_by IS NOT NULL AND (e.marks & {GONE}) = 0 AND e.nid > $1 ORDER BY e.nid LIMIT $2",
+                after,
                 MAX_SWEPT,
             )
             found = []
             for row in rows:
                 version = VERSIONS[row[store.WIDTH]]
                 redaction = events.load(bytes(row[store.WIDTH + 1]), row[6], version)
-                if redaction.origin_server_ts <= before:
+                # A time that has not come can't be waited for: whoever wrote it would have her words kept for ever.
+                if redaction.origin_server_ts <= before or redaction.origin_server_ts > ahead:
                     found.append((row[0], events.redacted(store.stored(row, version).event).raw))
-            return found
+            return found, rows[-1][0] if len(rows) == MAX_SWEPT else None
 
-        gone = await self._db.read(due)
-        if gone:
-            with self._db.write() as tx:
-                tx.many(f"UPDATE events SET json = $2, marks = marks | {GONE} WHERE nid = $1", gone)
-            await tx
-        return len(gone)
+        swept = 0
+        last: int | None = 0
+        while last is not None:
+            gone, last = await self._db.read(due, last)
+            swept += len(gone)
+            if gone:
+                with self._db.write() as tx:
+                    tx.many(f"UPDATE events SET json = $2, marks = marks | {GONE} WHERE nid = $1", gone)
+                await tx
+        return swept

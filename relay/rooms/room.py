@@ -95,6 +95,10 @@ class Room:
         """The servers of all joined users."""
         return set(self._servers)
 
+    def largest_servers(self, count: int) -> list[str]:
+        """Those with most joined users, ours among them."""
+        return [server for server, _ in self._servers.most_common(count)]
+
     @property
     def encrypted(self) -> bool:
         return ENCRYPTION in self.entries

@@ -149,6 +149,8 @@ class Sender:
                     target = await redactions.target_of(self._db, room, event.redacts)
                     levels = await room.levels()
                     self._require_redactable(event, target, levels)
+                if room.dropped:
+                    continue
                 with self._db.write(chain=room_id) as tx:
                     one = self._appender.append(tx, room, event, marks=LOCAL, sent_by=sent_by)
                     if sent_by is not None:

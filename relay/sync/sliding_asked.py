@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from relay.errors import BadJson, InvalidParam
 from relay.people.filters import without_nulls
-from relay.sync.sliding_state import EVERY_TYPE, NOTHING, Rule, Wanted
+from relay.sync.sliding_state import Rule, Wanted
 
 MAX_LISTS = 100
 MAX_SUBSCRIPTIONS = 1_000
@@ -86,6 +86,10 @@ class ListAsk:
     ranges: tuple[Range, ...] | None
     config: Config
     filters: Filters
+
+    def covers(self, count: int) -> bool:
+        """Whether the window is the whole of a list of this many rooms."""
+        return self.ranges is None or any(first == 0 and last >= count - 1 for first, last in self.ranges)
 
 
 class ByRoom(msgspec.Struct, frozen=True):
@@ -297,9 +301,3 @@ def _convert(body: Mapping[str, Any], kind: type[T]) -> T:
         return msgspec.convert(without_nulls(body), kind)
     except msgspec.ValidationError as bad:
         raise BadJson(f"This is not a sliding sync request: {bad}.") from None
-
-
-__all__ = [
-    "ALL_SUBSCRIBED", "EVERY_ROOM", "EVERY_TYPE", "NOTHING", "Asked", "ByRoom", "Config", "Extensions", "Filters", "ListAsk",
-    "accepted", "deployed",
-]  # fmt: skip

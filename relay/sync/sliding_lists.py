@@ -46,14 +46,14 @@ class Kind:
 class View:
     """The rooms that pass one set of filters; `ranks` ascend, so that the top of the list is at the end."""
 
-    __slots__ = ("children", "filters", "places", "ranks", "version")
+    __slots__ = ("built", "children", "filters", "places", "ranks", "version")
 
     def __init__(self, filters: Filters) -> None:
         self.filters = filters
         self.ranks: list[Rank] = []
         self.places: dict[str, int] = {}
         # Another one with every change, and never twice: whoever saw this one has seen the list as it is.
-        self.version = next(_versions)
+        self.version = self.built = next(_versions)
         self.children: frozenset[str] | None = None
 
     def put(self, room_id: str, place: int | None) -> None:
@@ -93,7 +93,7 @@ class View:
 
     def is_whole(self, asked: ListAsk) -> bool:
         """Whether the window is the list."""
-        return asked.ranges is None or any(f == 0 and last >= len(self.ranks) - 1 for f, last in asked.ranges)
+        return asked.covers(len(self.ranks))
 
 
 class RoomOrder:

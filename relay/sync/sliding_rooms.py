@@ -139,9 +139,7 @@ class SlidingRooms:
             made["num_live"] = _live(shown, look.live_since)
         if (known is None and look.dm) or (known is not None and known.dm != look.dm):
             made["is_dm"] = look.dm
-        if known is None:
-            limit = config.limit if limited else ALL
-        elif limited or expanded:
+        if known is None or limited or expanded:
             limit = config.limit if limited else ALL
         else:
             limit = min(known.limit + len(shown), ALL)
@@ -344,9 +342,7 @@ def _of_changed(wanted: Wanted, changed: Mapping[Key, str], limited: bool) -> di
     return {k: event_id for k, event_id in changed.items() if (everybody and k[0] == MEMBER) or wanted.match(k)}
 
 
-def _lazy(
-    state: Entries, shown: Sequence[Stored], wanted: dict[Key, str], given: tuple[str, ...]
-) -> tuple[str, ...]:
+def _lazy(state: Entries, shown: Sequence[Stored], wanted: dict[Key, str], given: tuple[str, ...]) -> tuple[str, ...]:
     """Adds the members of whom the timeline speaks; returns who was given by now. Spec: MSC4186, lazy loaded memberships"""
     spoken_of = {one.event.sender: None for one in shown}
     spoken_of.update((one.event.state_key, None) for one in shown if one.event.type == MEMBER and one.event.state_key)
@@ -376,5 +372,3 @@ async def _events(room: Room, event_ids: Iterable[str]) -> list[orjson.Fragment]
 
 def _live(shown: Sequence[Stored], since: int | None) -> int:
     return 0 if since is None else sum(1 for one in shown if (one.pos or 0) > since)
-
-

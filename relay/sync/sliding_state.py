@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from relay.rooms.store import Key
 
 MEMBER = "m.room.member"
-EVERY_TYPE = None
 
 Pattern = tuple[str | None, str | None]
 
@@ -98,9 +97,6 @@ class Wanted:
                 if event_id is not None and include.match(key, self.lazy) and not exclude.match(key, False):
                     found[key] = event_id[0]
         return found
-
-
-NOTHING = Wanted(frozenset(), False)
 
 
 class StateIndex:

@@ -174,6 +174,7 @@ class Written:
 class LedgerRoom:
     room_id: str
     servers: set[str]
+    members: dict[str, str] = field(default_factory=dict)
 
 
 class Ledger:

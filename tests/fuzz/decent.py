@@ -188,8 +188,7 @@ def _keys(place: Place) -> list[Any]:
         ("PUT", (f"{V3}/room_keys/keys",), {"rooms": {place.room: {"sessions": {"s": backed_up}}}}, {"version": place.backup}),
         ("PUT", (f"{V3}/room_keys/keys", place.room, "s"), backed_up, {"version": place.backup}),
         ("GET", (f"{V3}/room_keys/keys", place.room), None, {"version": place.backup}),
-        ("POST", (f"{V3}/keys/device_signing/upload",), {"master_key": {"user_id": me, "usage": ["master"], "keys": {"ed25519:" + "M" * 43: "M" * 43}},
-            "self_signing_key": {"user_id": me, "usage": ["self_signing"], "keys": {"ed25519:" + "S" * 43: "S" * 43}, "signatures": signature}}),
+        ("POST", (f"{V3}/keys/device_signing/upload",), {"master_key": {"user_id": me, "usage": ["master"], "keys": {"ed25519:" + "M" * 43: "M" * 43}}}),
         ("POST", (f"{V3}/room_keys/version",), {"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": auth_data}),
     ]  # fmt: skip
 

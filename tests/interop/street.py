@@ -61,6 +61,16 @@ async def they_talk(room: str, *people: Person) -> None:
             assert await listener.sees(sent), f"{listener.id} hears what {speaker.id} says"
 
 
+async def hears_at_last(listener: Person, room: str, event_id: str) -> list[str]:
+    """Synapse tries a server again only when something makes it, and the words of our people do. Returns their event IDs."""
+    said = []
+    for _ in range(6):
+        said.append(await listener.sends(room))
+        if await listener.sees(event_id, within=3):
+            return said
+    raise AssertionError(f"{listener.id} never hears what was said while her server was away")
+
+
 async def becomes(watcher: Person, room: str, who: Person, membership: str) -> bool:
     return await watcher.notices(lambda: watcher.membership(room, who) == membership)
 

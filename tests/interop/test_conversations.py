@@ -97,7 +97,7 @@ async def test_relations_and_threads_are_counted_alike(street: Street, host: str
         assert (thread["count"], thread["latest_event"]["event_id"]) == (1, reply)
 
 
-@pytest.mark.parametrize("version", ["6", "7", "8", "9", "10", "11", "12"])
+@pytest.mark.parametrize("version", ["3", "4", "5", "6", "7", "8", "9", "10", "11", "12"])
 async def test_every_room_version_both_ways(street: Street, version: str) -> None:
     alice, bob = await street.two(OURS)
     for host, guest in ((alice, bob), (bob, alice)):

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from relay import folder
-from relay.config import Listener
-from relay.protocol import event as events
 from tests.canaries import Canaries
+from tests.forger import Forger
 from tests.people import Person, Refused, ciphertext, path
 from tests.town import Town, Within
 
@@ -318,55 +316,3 @@ def olm() -> dict[str, Any]:
         "sender_key": "k" * 43,
         "ciphertext": {"k" * 43: {"type": 0, "body": "QUJD" * 20}},
     }
-
-
-class Forger:
-    """A server that knows the protocol and keeps to none of its rules."""
-
-    def __init__(self, house: Within, target: str) -> None:
-        assert house.server is not None
-        self._server = house.server
-        self._name = house.name
-        self._target = target
-        self._key = folder.load_key(house.folder, folder.prepare(house.folder, None, Listener()).settings)
-        self._count = 0
-
-    async def sends(
-        self,
-        room_id: str,
-        sender: Person,
-        type: str,
-        content: dict[str, Any],
-        *,
-        state_key: str | None = None,
-        spoil: bool = False,
-        change: dict[str, Any] | None = None,
-        unsigned: dict[str, Any] | None = None,
-    ) -> None:
-        room = await self._server.rooms.get(room_id)
-        assert room is not None
-        cited = [
-            room.state[key] for key in (("m.room.power_levels", ""), ("m.room.member", sender.id)) if key in room.state
-        ]
-        event = events.build(
-            room.version, room_id=room_id, type=type, sender=sender.id, content=content, state_key=state_key,
-            prev_events=list(room.extremities), auth_events=cited, depth=room.depth + 1, origin_server_ts=self._server.clock.now(),
-            server_name=self._name, key=self._key,
-        )  # fmt: skip
-        pdu = {**event.pdu}
-        if change is not None:
-            pdu["content"] = change
-        if spoil:
-            pdu["signatures"] = {self._name: {self._key.key_id: "A" * 86}}
-        if unsigned is not None:
-            pdu["unsigned"] = unsigned
-        await self._transaction([pdu], [])
-
-    async def tells(self, edu_type: str, content: dict[str, Any]) -> None:
-        await self._transaction([], [{"edu_type": edu_type, "content": content}])
-
-    async def _transaction(self, pdus: list[Any], edus: list[Any]) -> None:
-        self._count += 1
-        body = {"origin": self._name, "origin_server_ts": 1, "pdus": pdus, "edus": edus}
-        where = f"/_matrix/federation/v1/send/forged{self._count}"
-        await self._server.outbox._connections.send(self._target, "PUT", where, body, forced=True)
