@@ -145,6 +145,14 @@ class Client:
         _pdus(server, answer, "children", optional=True)
         return answer
 
+    async def event_at(self, server: str, room_id: str, ts: int, direction: Literal["b", "f"]) -> tuple[str, int]:
+        query = (("ts", str(ts)), ("dir", direction))
+        answer = await self._connections.get(server, path(f"{V1}/timestamp_to_event", room_id, query=query))
+        event_id, at = answer.get("event_id"), answer.get("origin_server_ts")
+        if not isinstance(event_id, str) or not is_event_id(event_id) or type(at) is not int:
+            raise RemoteError(server, 200, "its answer names no event and its time")
+        return event_id, at
+
     async def profile(self, server: str, user_id: str, field_name: str | None) -> dict[str, Any]:
         query = [("user_id", user_id)] + ([] if field_name is None else [("field", field_name)])
         return await self._connections.get(server, path(f"{V1}/query/profile", query=query))

@@ -5,7 +5,7 @@ Spec: client-server-api/#get_matrixclientversions, #capabilities-negotiation, #w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from relay.errors import NotFound
@@ -19,10 +19,13 @@ SPEC_VERSIONS = [
 
 
 class Advertised(Part):
-    def __init__(self, server_name: str, public_base_url: str | None, default_room_version: str) -> None:
+    def __init__(self, server_name: str, public_base_url: str | None, default_room_version: str, *, transports: Sequence[Mapping[str, Any]] = (), capabilities: Mapping[str, Any] | None = None) -> None:
+        """`transports` are those of MatrixRTC; `capabilities` what other parts can do beside those listed here."""
         self._server_name = server_name
         self._base_url = public_base_url
         self._default_room_version = default_room_version
+        self._transports = list(transports)
+        self._more = dict(capabilities or {})
 
     def routes(self) -> Iterable[Route]:
         return (
@@ -38,7 +41,10 @@ class Advertised(Part):
             "versions": SPEC_VERSIONS,
             "unstable_features": {
                 "org.matrix.e2e_cross_signing": True,
+                "org.matrix.msc3814": True,
                 "org.matrix.msc3916.stable": True,
+                "org.matrix.msc4140": True,
+                "org.matrix.msc4143": True,
                 "org.matrix.msc4222": True,
                 "org.matrix.msc4380.stable": False,
                 "org.matrix.simplified_msc3575": True,
@@ -46,6 +52,8 @@ class Advertised(Part):
         }
 
     async def _capabilities(self, request: Request) -> dict[str, Any]:
+        # Whoever may not lock and suspend accounts is not told of it.
+        rank = {"m.account_moderation": {"lock": True, "suspend": True}} if request.who.admin else {}
         return {
             "capabilities": {
                 "m.change_password": {"enabled": True},
@@ -58,6 +66,8 @@ class Advertised(Part):
                 "m.profile_fields": {"enabled": True},
                 "m.3pid_changes": {"enabled": False},
                 "m.get_login_token": {"enabled": False},
+                **self._more,
+                **rank,
             }
         }
 
@@ -68,6 +78,7 @@ class Advertised(Part):
             "m.homeserver": {"base_url": self._base_url},
             # Element turns encryption on by itself where it reads this.
             "io.element.e2ee": {"default": True, "secure_backup_required": False},
+            **({"org.matrix.msc4143.rtc_foci": self._transports} if self._transports else {}),
         }
 
     async def _server(self, request: Request) -> dict[str, Any]:

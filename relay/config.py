@@ -234,6 +234,34 @@ class Federation(Section, frozen=True):
             raise ValueError("outbox_backoff_max is shorter than outbox_backoff_min: raise the one or lower the other")
 
 
+class Turn(Section, frozen=True):
+    uris: tuple[str, ...] = ()
+    """The TURN server's addresses, such as "turn:turn.example.org?transport=udp"; none: calls go without."""
+    shared_secret: str | None = None
+    """The secret of coturn's static-auth-secret, from which each caller gets a password of her own. Example: CHANGE-ME"""
+    ttl: Duration = Duration(HOUR)
+    """How long such a password is good."""
+
+    def __post_init__(self) -> None:
+        for uri in self.uris:
+            if not re.match(r"turns?:[^\s/]+\Z", uri):
+                raise ValueError(f"uris takes addresses such as turn:turn.example.org?transport=udp, not {uri!r}")
+        if self.uris and not self.shared_secret:
+            raise ValueError("shared_secret is missing: write the one of the TURN server's static-auth-secret")
+        if self.ttl < SECOND:
+            raise ValueError("ttl is too short: write a time such as 1h")
+
+
+class Calls(Section, frozen=True):
+    livekit_service_url: str | None = None
+    """Where clients get a ticket for your LiveKit server, for calls of many people.
+    Example: https://calls.example.org/livekit/jwt"""
+
+    def __post_init__(self) -> None:
+        if self.livekit_service_url is not None and not re.match(r"https?://[^/\s]+(/\S*)?\Z", self.livekit_service_url):
+            raise ValueError("livekit_service_url is a whole address, such as https://calls.example.org/livekit/jwt")
+
+
 class Log(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is written. No level writes messages, IP addresses or user agents."""
@@ -266,6 +294,10 @@ class Settings(Section, frozen=True):
     """Rate limits: per_second in the long run, burst at once."""
     federation: Federation = Federation()
     """Other servers."""
+    turn: Turn = Turn()
+    """Calls between two people behind firewalls: a TURN server of yours."""
+    calls: Calls = Calls()
+    """Calls of many people (MatrixRTC)."""
     log: Log = Log()
     """What the relay tells about itself, on standard error."""
 

@@ -6,7 +6,7 @@ Each method returns, or raises an ApiError whose sentence tells the person what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from relay.errors import Forbidden
@@ -98,17 +98,20 @@ class AloneDoors(OpenDoors):
         raise Forbidden("This relay does not talk to other servers: its operator has set federation.enabled to false.")
 
 
-class Together:
-    """Asks each of several doors in order; the first refusal counts."""
+class Together(OpenDoors):
+    """Asks each of several doors in order; the first refusal counts. Those that let everybody pass are not asked."""
 
     def __init__(self, doors: Sequence[Doors]) -> None:
-        self._doors = tuple(doors)
+        for name in (name for name in vars(OpenDoors) if not name.startswith("_")):
+            open_to_all = getattr(OpenDoors, name)
+            asked = [getattr(door, name) for door in doors if getattr(type(door), name, None) is not open_to_all]
+            if asked:
+                setattr(self, name, asked[0] if len(asked) == 1 else _in_order(asked))
 
-    def __getattr__(self, name: str) -> Any:
-        asked = [getattr(door, name) for door in self._doors]
 
-        async def ask(*args: Any) -> None:
-            for one in asked:
-                await one(*args)
+def _in_order(asked: Sequence[Callable[..., Awaitable[None]]]) -> Callable[..., Awaitable[None]]:
+    async def ask(*args: Any) -> None:
+        for one in asked:
+            await one(*args)
 
-        return ask
+    return ask

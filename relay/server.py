@@ -23,6 +23,7 @@ from federation.backoff import Backoff
 from federation.chains import Chains
 from federation.client import Client
 from federation.connections import Connections
+from federation.dates import DatesAnswers
 from federation.discovery import Discovery
 from federation.inbound import Inbound
 from federation.invites import Invites
@@ -33,8 +34,10 @@ from federation.notary import Notary
 from federation.outbox import Outbox
 from federation.outward import Outward, tls_context
 from federation.queries import Queries
+from federation.spaces import Hierarchy
 from federation.xmatrix import XMatrix
 from relay import folder
+from relay.absent import Absent
 from relay.accounts.account import Account
 from relay.accounts.devices import Devices
 from relay.accounts.login import Login
@@ -50,7 +53,7 @@ from relay.clock import Clock, SystemClock
 from relay.config import Listener, Settings
 from relay.db import Database, Query
 from relay.departures import Departures
-from relay.doors import AloneDoors, OpenDoors
+from relay.doors import AloneDoors, OpenDoors, Together
 from relay.ephemeral.presence import Presence
 from relay.ephemeral.receipts import Receipts
 from relay.ephemeral.typing_notices import TypingNotices
@@ -69,6 +72,8 @@ from relay.media.routes import Media
 from relay.part import Part
 from relay.people.account_data import AccountData
 from relay.people.filters import Filters, parse_event_filter
+from relay.people.following import Following
+from relay.people.invite_blocking import InviteBlocking
 from relay.people.profile import Profiles
 from relay.people.tags import Tags
 from relay.people.user_search import UserSearch
@@ -78,17 +83,22 @@ from relay.push.unread import Unread
 from relay.rooms.afar import Afar
 from relay.rooms.append import Appender
 from relay.rooms.create import Creator
+from relay.rooms.dates import Dates
 from relay.rooms.directory import Directory
 from relay.rooms.gaps import Gaps
 from relay.rooms.intake import Intake
 from relay.rooms.members import Members
+from relay.rooms.mutual import MutualRooms
 from relay.rooms.receive import Receiver
 from relay.rooms.redactions import Grace
 from relay.rooms.relations import Relations
 from relay.rooms.rooms import Rooms
 from relay.rooms.routes import RoomsPart
 from relay.rooms.send import Sender
+from relay.rooms.spaces import Spaces
+from relay.rooms.summary import Summaries
 from relay.rooms.timeline import Timeline
+from relay.rooms.upgrade import Upgrades
 from relay.rooms.viewing import Viewing
 from relay.rooms.write_routes import WriteRoutes
 from relay.sync.classic import ClassicSync
@@ -150,7 +160,9 @@ class Server:
         bell = Bell()
         db = Database(self.data_dir / settings.database.path, bell, settings.database.reader_threads)
         seal = Seal(settings.privacy.seal, settings.privacy.allow)
-        doors = OpenDoors() if settings.federation.enabled else AloneDoors()
+        account_data = AccountData(db)
+        invite_blocking = InviteBlocking(account_data)
+        doors = Together([OpenDoors() if settings.federation.enabled else AloneDoors(), invite_blocking])
         departures = Departures(name)
 
         # Other servers, as far as we ask them.
@@ -192,12 +204,14 @@ class Server:
             clear_rooms=settings.privacy.clear_rooms, local_user_exists=users.exists,
         )  # fmt: skip
         viewing = Viewing(db, rooms)
-        account_data = AccountData(db)
         filters = Filters(db)
         timeline = Timeline(db, rooms, viewing, parse_event_filter, gaps.backfill)
         directory = Directory(db, rooms, viewing, sender, doors, remote, clock)
         rooms_part = RoomsPart(db, rooms, viewing, seal, clock, settings.privacy.clear_rooms)
         write_routes = WriteRoutes(rooms, sender, creator, members, directory, limits)
+        summaries = Summaries(db, rooms, members, directory, remote)
+        dates = Dates(db, rooms, viewing, remote, gaps.backfill)
+        upgrades = Upgrades(db, rooms, sender, creator, seal, doors)
         grace = _Looping(Grace(db, clock, settings.privacy.redacted_grace).run)
 
         # Keys.
@@ -209,17 +223,8 @@ class Server:
         one_time_keys = OneTimeKeys(db, clock, devices, remote, name)
         cross_signing = CrossSigning(db, published, device_lists, remote_lists, signatures, devices, reauth, name)
         device_keys = DeviceKeys(
-            db,
-            published,
-            device_lists,
-            remote_lists,
-            one_time_keys,
-            cross_signing,
-            signatures,
-            to_device,
-            devices,
-            name,
-        )
+            db, published, device_lists, remote_lists, one_time_keys, cross_signing, signatures, to_device, devices, name,
+        )  # fmt: skip
         backup = KeyBackup(db, seal)
 
         # What passes, what is counted, what is stored beside.
@@ -248,15 +253,17 @@ class Server:
 
         # /sync.
         self._parts: list[Part] = [
-            Advertised(name, settings.public_base_url, settings.rooms.default_version),
+            Advertised(name, settings.public_base_url, settings.rooms.default_version), Absent(),
             departures, users, sessions, tokens, devices, login, register, account,
             rooms_part, timeline, Relations(db, viewing), directory, write_routes, grace,
+            summaries, Spaces(summaries, clock), dates, upgrades, MutualRooms(rooms), Following(db, rooms, account_data, push_rules),
             profiles, account_data, Tags(db, account_data), filters, UserSearch(db, users, rooms, profiles),
             published, device_lists, remote_lists, signatures, to_device, one_time_keys, cross_signing, device_keys, backup,
             receipts, typing, presence, push_rules, unread, copies, media,
         ]  # fmt: skip
         sync_rooms = SyncRooms(db, rooms, viewing)
         gather = Gather(rooms, bell, sync_rooms, self._parts, account_data.ignored_users)
+        gather.hides_invite = invite_blocking.hides
         self._sync = ClassicSync(db, bell, clock, gather, filters, sessions.require_alive, presence.seen)
         orders = RoomOrders(db, bell, rooms, account_data)
         tells = SlidingRooms(db, rooms, viewing, sync_rooms, unread)
@@ -264,8 +271,8 @@ class Server:
             db, rooms, to_device, device_lists, one_time_keys, account_data, push_rules, receipts, typing
         )
         self._sliding = SlidingSync(
-            db, bell, clock, rooms, orders, tells, beside, account_data.ignored_users, sessions.require_alive, presence.seen
-        )
+            db, bell, clock, rooms, orders, tells, beside, account_data.ignored_users, sessions.require_alive, presence.seen,
+        )  # fmt: skip
         self._parts += [self._sync, self._sliding]
 
         # Other servers, as far as they ask us.
@@ -280,6 +287,7 @@ class Server:
             Queries(name, VERSION, directory, profiles, device_keys, one_time_keys),
             Inbound(rooms, receiver, invites=invites, edus=edus), invites, Answers(name, db, clock, rooms, asking, chains),
             Joins(db, rooms, sender, members, receiver, remote, asking, chains, key),
+            Hierarchy(summaries), DatesAnswers(asking, dates),
         ]  # fmt: skip
 
         routes = [route for part in self._parts for route in part.routes()]

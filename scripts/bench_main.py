@@ -200,6 +200,7 @@ async def _one(subject: Subject, name: str, under_way: Awaitable[Figures], failu
         failures.append(f"{subject.name}: {name} failed: {told}")
         print(failures[-1], file=sys.stderr, flush=True)
         return
+    figures["memory_mb"] = subject.bench.meter.memory_mb()
     subject.add(name, figures)
     shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
     print(f"{subject.name:6} {name:12} [{time.perf_counter() - begun:5.1f} s]  {shown}", flush=True)

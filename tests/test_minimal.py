@@ -33,7 +33,12 @@ def declared(house: Within) -> dict[str, dict[str, tuple[str, str]]]:
 def found(house: Within) -> dict[str, set[str]]:
     connection = sqlite3.connect(f"file:{house.folder / 'relay.db'}?mode=ro", uri=True)
     try:
-        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")]
+        tables = [
+            row[0]
+            for row in connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+            )
+        ]
         return {table: {row[1] for row in connection.execute(f"PRAGMA table_info({table})")} for table in tables}
     finally:
         connection.close()
@@ -79,7 +84,19 @@ async def test_no_address_and_no_user_agent_is_written_anywhere(town: Town, leve
     await bob.syncs()
     await bob.has_read(room, await alice.sends(room))
     await alice.uploads(b"\x93\x01" * 300)
-    await alice.tells_devices("m.room.encrypted", {bob.id: {"*": {**ciphertext(), "algorithm": "m.olm.v1.curve25519-aes-sha2", "sender_key": "QUJD", "ciphertext": {}}}})
+    await alice.tells_devices(
+        "m.room.encrypted",
+        {
+            bob.id: {
+                "*": {
+                    **ciphertext(),
+                    "algorithm": "m.olm.v1.curve25519-aes-sha2",
+                    "sender_key": "QUJD",
+                    "ciphertext": {},
+                }
+            }
+        },
+    )
     for method, where, body in (
         ("POST", "login", {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wrong"}),
         ("GET", path("rooms", "!no:where", "messages"), None),
@@ -94,7 +111,9 @@ async def test_no_address_and_no_user_agent_is_written_anywhere(town: Town, leve
         assert not _where(house.files(), house.log, text), f"and not at its end either: {text}"
     assert b"alice" in b"".join(file.read_bytes() for file in house.files()), "what is searched is what was written"
     log = house.log.read_text()
-    assert "127.0.0.1:" not in log.replace(f"127.0.0.1:{house.client_port}", "").replace(f"127.0.0.1:{house.federation_port}", ""), "nobody's own address"
+    assert "127.0.0.1:" not in log.replace(f"127.0.0.1:{house.client_port}", "").replace(
+        f"127.0.0.1:{house.federation_port}", ""
+    ), "nobody's own address"
 
 
 def _where(files: list[Path], log: Path, text: str) -> list[str]:

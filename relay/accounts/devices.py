@@ -124,7 +124,11 @@ class Devices(Part):
 
     def sign_in(self, tx: Tx, user_id: str, device_id: str, display_name: str | None, *, refreshable: bool) -> Issued:
         """A session on this device, new or known; a known one keeps its name and its keys, and loses its old tokens."""
-        name = display_name[:MAX_DISPLAY_NAME] if display_name else None
+        self.add(tx, user_id, device_id, display_name[:MAX_DISPLAY_NAME] if display_name else None)
+        return self._sessions.open(tx, user_id, device_id, refreshable=refreshable)
+
+    def add(self, tx: Tx, user_id: str, device_id: str, name: str | None) -> None:
+        """A device on which nobody is signed in yet; a known one stays as it is."""
 
         def insert(query: Query) -> None:
             added = query.run(
@@ -138,7 +142,6 @@ class Devices(Part):
                 raise Forbidden(f"You are signed in on {MAX_DEVICES_PER_USER} devices. Sign out of some of them first.")
 
         tx.call(insert)
-        return self._sessions.open(tx, user_id, device_id, refreshable=refreshable)
 
     def delete(self, tx: Tx, user_id: str, device_ids: Collection[str]) -> None:
         """Their sessions, and all that anybody keeps for them."""

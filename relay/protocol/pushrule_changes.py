@@ -113,6 +113,12 @@ def set_actions(stored: Mapping[str, Any] | None, kind: str, rule_id: str, actio
     return _change(stored, kind, rule_id, {"actions": checked_actions(actions)})
 
 
+def moved(conditions: object, old_room: str, new_room: str) -> list[Any]:
+    """A rule's conditions for another room than the one that they name."""
+    given = conditions if isinstance(conditions, list) else []
+    return [{**one, "pattern": new_room} if one.get("pattern") == old_room else one for one in given]
+
+
 def checked_actions(actions: object) -> list[Any]:
     """Without the historical ones, which mean nothing. Raises MissingParam and InvalidParam."""
     if actions is None:

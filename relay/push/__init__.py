@@ -1,1 +1,3 @@
-"""What people want to hear of: `rules` keeps their push rules, `unread` counts what waits for them."""
+"""What people want to hear of: `rules` keeps their push rules, `unread` counts what waits for them, `pushers` and `gateway`
+wake their devices.
+"""

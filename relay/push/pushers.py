@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from relay.accounts.devices import Devices
 from relay.clock import SECOND, Clock
 from relay.db import Database, Query, Row, Tx
-from relay.errors import BadJson, Forbidden, InvalidParam, MissingParam, TooLarge
+from relay.errors import BadJson, Forbidden, InvalidParam, MissingParam, TooLarge, UnknownToken
 from relay.part import Part
 from relay.tables import Schema, Table
 from relay.web import Answer, Request, Route, get_bool, get_object, get_optional_string, get_string
@@ -93,10 +94,11 @@ class Pushers(Part):
         ),
     )
 
-    def __init__(self, db: Database, clock: Clock, *, plain_http: bool) -> None:
+    def __init__(self, db: Database, clock: Clock, devices: Devices, *, plain_http: bool) -> None:
         """`plain_http`: gateways may be named without TLS, for those on the operator's own machine."""
         self._db = db
         self._clock = clock
+        self._devices = devices
         self._schemes = ("https", "http") if plain_http else ("https",)
         # All of them, by user; taken anew for each user that a write changed. None until the first need.
         self._all: dict[str, tuple[Pusher, ...]] | None = None
@@ -195,7 +197,9 @@ class Pushers(Part):
             return {}
         if body["kind"] != "http":
             raise InvalidParam("The kind of a pusher is http here. This server knows no e-mail addresses.")
-        await self._set(self._parsed(request.who.device_id, user_id, app_id, pushkey, body), get_bool(body, "append", False))
+        await self._set(
+            self._parsed(request.who.device_id, user_id, app_id, pushkey, body), get_bool(body, "append", False)
+        )
         return {}
 
     def _parsed(self, device_id: str, user_id: str, app_id: str, pushkey: str, body: dict[str, Any]) -> Pusher:
@@ -232,7 +236,9 @@ class Pushers(Part):
         except ValueError:
             good = False
         if not good:
-            raise InvalidParam(f"The url in data is not the address of a push gateway: it begins with {self._schemes[0]}://")
+            raise InvalidParam(
+                f"The url in data is not the address of a push gateway: it begins with {self._schemes[0]}://"
+            )
         if parts.path != GATEWAY_PATH:
             raise InvalidParam(f"The url in data does not end in {GATEWAY_PATH}, as that of every push gateway does.")
 
@@ -249,6 +255,8 @@ class Pushers(Part):
                         self._remove(tx, user_id, one.app_id, one.pushkey)
 
             def put(query: Query) -> None:
+                if one.device_id not in self._devices.ids(query, one.user_id):
+                    raise UnknownToken("This device has signed out. Sign in again.")
                 query.run(
                     "INSERT INTO pushers (user_id, app_id, pushkey, device_id, url, set_ts, shown)"
                     " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (user_id, app_id, pushkey) DO UPDATE SET"

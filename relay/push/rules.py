@@ -1,8 +1,7 @@
 """Push rules as people change them, one row for each who changed any; all others share the default rules.
 
 What the rules say of an event is in `protocol/pushrules.py`, what a change means in `protocol/pushrule_changes.py`.
-There are no pushers yet: clients may ask for them, remove them, and are told so plainly when they add one.
-Spec: client-server-api/#push-rules.
+Who is woken by them is `pushers` and `gateway`. Spec: client-server-api/#push-rules.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import Any
 import orjson
 
 from relay.db import Database, Query, Tx
-from relay.errors import InvalidParam, Unrecognized
 from relay.part import Part, SyncAsk, SyncShare
 from relay.protocol import pushrule_changes as changes_of
 from relay.protocol.pushrules import DEFAULT, Ruleset
@@ -71,8 +69,6 @@ class PushRules(Part):
         for attribute in ("enabled", "actions"):
             yield Route("GET", f"{one}/{attribute}", self._get_attribute)
             yield Route("PUT", f"{one}/{attribute}", self._put_attribute)
-        yield Route("GET", "/_matrix/client/v3/pushers", self._get_pushers)
-        yield Route("POST", "/_matrix/client/v3/pushers/set", self._set_pusher)
 
     # --- asking
 
@@ -140,6 +136,22 @@ class PushRules(Part):
         await tx
         return {}
 
+    async def carry_over(self, user_id: str, old_room: str, new_room: str) -> None:
+        """The rules that she made for one room hold for another one, too. Raises what the limits on rules raise."""
+        merged = await self._merged(user_id)
+        for kind in ("room", "override"):
+            rules = {rule["rule_id"]: rule for rule in merged[kind]}
+            rule = rules.get(old_room)
+            if rule is None or new_room in rules:
+                continue
+            body = {
+                "actions": rule["actions"],
+                "conditions": changes_of.moved(rule.get("conditions"), old_room, new_room),
+            }
+            await self._change(user_id, lambda stored: changes_of.put(stored, kind, new_room, body))  # noqa: B023
+            if not rule["enabled"]:
+                await self._change(user_id, lambda stored: changes_of.set_enabled(stored, kind, new_room, False))  # noqa: B023
+
     def _take(self, user_id: str) -> None:
         assert self._changed is not None
         self._changed.add(user_id)
@@ -156,7 +168,7 @@ class PushRules(Part):
 
         tx.after(drop)
 
-    # --- for unread counts, and later for pushers
+    # --- for unread counts and pushers
 
     def known(self, user_id: str) -> Ruleset | None:
         """The person's rules, where they are in memory."""
@@ -198,22 +210,6 @@ class PushRules(Part):
         if changed:
             rules = await self._merged(ask.user_id)
             share.account_data.append({"type": "m.push_rules", "content": {"global": rules}})
-
-    # --- pushers
-
-    async def _get_pushers(self, request: Request) -> Answer:
-        return {"pushers": []}
-
-    async def _set_pusher(self, request: Request) -> Answer:
-        body = request.json()
-        if "kind" not in body:
-            raise InvalidParam("The key kind is missing: null removes a pusher.")
-        if body["kind"] is None:
-            return {}
-        raise Unrecognized(
-            "This relay does not send push notifications yet. Keep the app open, or let it ask in the background.",
-            status=400,
-        )
 
 
 def _stored_of(query: Query, user_id: str) -> Stored | None:

@@ -104,7 +104,12 @@ class Intake:
         else:
             # Before, both whole events and their stripped form are in use.
             stripped = [_stripped(one) for one in given if _is_stripped(one)]
-        told = [one for one in stripped if self._seal.rule(one["type"], one["state_key"], one["content"]) is not None]
+        # What is empty, or was emptied by the seal just now, tells nothing.
+        told = [
+            one
+            for one in stripped
+            if one["content"] and self._seal.rule(one["type"], one["state_key"], one["content"]) is not None
+        ]
         if len(orjson.dumps(told)) > MAX_TOLD_BYTES:
             raise InvalidParam(f"More than {MAX_TOLD_BYTES} bytes of the room's state were sent along.")
         return told

@@ -14,7 +14,7 @@ import structlog
 
 from relay.db import ChainBroken, Database, Query, Tx
 from relay.doors import Doors
-from relay.errors import ApiError, RemoteError
+from relay.errors import ApiError, RemoteError, StorageFull
 from relay.protocol.auth import auth_keys
 from relay.protocol.event import Event
 from relay.protocol.judge import Verdict, judge
@@ -115,6 +115,12 @@ class Receiver:
                     results[one.event.id] = _told(await self.place(origin, room_id, one, again=True))
                 except RemoteError as error:
                     results[one.event.id] = _has_to_wait(one.event, error)
+            except StorageFull:
+                raise
+            except Exception as error:
+                # One event's trouble is not that of those behind it.
+                log.error("an event could not be recorded", event_id=one.event.id, exc_info=error)
+                results[one.event.id] = "Something went wrong inside the server."
         return results
 
     async def admit(self, event: Event, *, origin: str, marks: int = 0) -> Verdict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from relay.db import Database, Query
 from relay.errors import Forbidden
 from relay.ids import server_of
+from relay.protocol import event as events
 from relay.protocol.versions import VERSIONS
 from relay.rooms import store
 from relay.rooms.room import Room, load_room
@@ -142,6 +143,34 @@ class Rooms:
                 continue
             return await self._load(room_id)
 
+    async def get_all(self, room_ids: Iterable[str]) -> None:
+        """Brings many rooms into memory with one look at the database."""
+        missing = [r for r in room_ids if r not in self._loaded and r not in self._loading][: MAX_ROOMS_LOADED // 2]
+        if not missing:
+            return
+        loop = asyncio.get_running_loop()
+        futures: dict[str, asyncio.Future[Room | None]] = {room_id: loop.create_future() for room_id in missing}
+        self._loading.update(futures)
+        try:
+            await self.db.settled()
+            for room in await self.db.read(lambda q: [load_room(q, self.db, self.server_name, r) for r in missing]):
+                if room is not None:
+                    self._put(room)
+        finally:
+            for room_id, future in futures.items():
+                del self._loading[room_id]
+                future.set_result(None)
+
+    async def keep_events(self, wanted: Sequence[tuple[Room, Sequence[str]]]) -> None:
+        """The same for events of their state, so that the rooms need not ask for them one after the other."""
+
+        def look(query: Query) -> list[tuple[Room, list[Stored]]]:
+            return [(room, list(store.by_ids(query, ids, room.version).values())) for room, ids in wanted]
+
+        for room, found in await self.db.read(look):
+            for one in found:
+                room.keep(events.redacted(one.event) if one.redacted_by else one.event)
+
     async def _load(self, room_id: str) -> Room | None:
         future: asyncio.Future[Room | None] = asyncio.get_running_loop().create_future()
         self._loading[room_id] = future
@@ -219,6 +248,10 @@ class Rooms:
 
     async def share_a_room(self, a: str, b: str) -> bool:
         return a == b or not (await self._rooms_of(a)).isdisjoint(await self._rooms_of(b))
+
+    async def shared(self, a: str, b: str) -> frozenset[str]:
+        """The rooms that both are in."""
+        return await self._rooms_of(a) & await self._rooms_of(b)
 
     async def _rooms_of(self, user_id: str) -> frozenset[str]:
         if server_of(user_id) == self.server_name:

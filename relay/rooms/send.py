@@ -26,7 +26,8 @@ from relay.rooms.room import CREATE, Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.store import LOCAL, Key, Stored
 
-MAX_TRIES = 3
+# Each try may meet another write of the same batch that fails.
+MAX_TRIES = 10
 MAX_PREV_EVENTS = 10
 
 

@@ -89,6 +89,8 @@ class WriteRoutes(Part):
         self._directory = directory
         self._limits = limits
         self._once = Once(sender)
+        # Takes what a client wants sent later; the server sets it to `DelayedEvents.asked`.
+        self.delayed: Callable[[Request, str | None], Awaitable[Answer | None]] | None = None
 
     def routes(self) -> Iterable[Route]:
         v3 = "/_matrix/client/v3"
@@ -113,6 +115,8 @@ class WriteRoutes(Part):
     # --- sending
 
     async def _send(self, request: Request) -> Answer:
+        if self.delayed is not None and (later := await self.delayed(request, None)) is not None:
+            return later
         params, who, content = request.params, request.who, request.json()
         room_id, event_type = params["roomId"], params["eventType"]
         what: dict[str, Any] = {"room_id": room_id, "sender": who.user_id, "type": event_type, "content": content}
@@ -138,6 +142,8 @@ class WriteRoutes(Part):
     async def _put_state(self, request: Request) -> Answer:
         room_id, event_type = request.params["roomId"], request.params["eventType"]
         state_key, content = request.params.get("stateKey", ""), request.json()
+        if self.delayed is not None and (later := await self.delayed(request, state_key)) is not None:
+            return later
         if event_type == MEMBER:
             return _event_id(await self._put_member(request.user_id, room_id, state_key, content))
         if event_type == CANONICAL_ALIAS and state_key == "":

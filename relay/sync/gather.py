@@ -18,6 +18,8 @@ from relay.rooms.rooms import Membership, Rooms
 from relay.sync.rooms import RoomAsk, SyncRooms
 from relay.sync.token import Token
 
+# Whether a person's clients are not to see that somebody invited her.
+HidesInvite = Callable[[str, str], Awaitable[bool]]
 IgnoredBy = Callable[[str], Awaitable[frozenset[str]]]
 
 
@@ -55,6 +57,8 @@ class Gather:
         self._sync_rooms = sync_rooms
         self._parts = [part for part in parts if type(part).changes is not Part.changes]
         self._ignored_by = ignored_by
+        # The server sets it to `InviteBlocking.hides`.
+        self.hides_invite: HidesInvite | None = None
 
     async def everything(
         self,
@@ -181,11 +185,19 @@ class Gather:
         room = await self._rooms.get(room_id)
         if room is None:
             return
+        if mine.membership == "invite" and await self._hidden(mine, user_id):
+            return
         events = await self._sync_rooms.stripped(room, user_id)
         if mine.membership == "invite":
             gathered.invited[room_id] = {"invite_state": {"events": events}}
         else:
             gathered.knocked[room_id] = {"knock_state": {"events": events}}
+
+    async def _hidden(self, mine: Membership, user_id: str) -> bool:
+        invite = await self._rooms.event(mine.event_id)
+        if invite is None or self.hides_invite is None:
+            return False
+        return await self.hides_invite(user_id, invite.event.sender)
 
 
 def _apply_filter(share: SyncShare, filter: Filter) -> None:

@@ -8,7 +8,7 @@ The pieces: `sliding_asked` (the request), `_connection` (what was told), `_list
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from relay.sync.sliding_asked import ALL_SUBSCRIBED, Asked, ByRoom, Config, acce
 from relay.sync.sliding_connection import Connection, Connections, Sent, Standing, new_standing, written
 from relay.sync.sliding_extensions import Aside, SlidingExtensions
 from relay.sync.sliding_lists import RoomOrder, RoomOrders, View
-from relay.sync.sliding_rooms import Look, SlidingRooms
+from relay.sync.sliding_rooms import Look, SlidingRooms, Told
 from relay.sync.token import Token
 from relay.web import Caller, Request, Route
 
@@ -32,6 +32,8 @@ MAX_TIMEOUT_MS = 120_000
 # Clients repeat their requests: what they ask for is parsed once.
 MAX_BODIES = 256
 MAX_BODY_KEPT = 16 * 1024
+# Read from the database together where they are not in memory.
+ROOMS_AT_ONCE = 50
 
 DEPLOYED = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 ACCEPTED = "/_matrix/client/v4/sync"
@@ -210,32 +212,34 @@ class SlidingSync(Part):
         dm = standing.dm
 
         ignored = await self._ignored_by(user_id)
-        fresh: dict[str, Iterable[Stored]] = {}
-        back: set[str] = set()
+        live_since = base.token.pos if base.token is not None else None
+        looks = []
         for room_id, (config, mine) in wanted.items():
             sent = connection.sent.get(room_id)
-            since = 0
-            if sent is not None and base.token is not None:
-                since = base.token.pos if sent.behind is None else sent.behind
-            look = Look(
-                room_id=room_id, config=config, sent=sent, since=since,
-                live_since=base.token.pos if base.token is not None else None, upto=upto.pos, mine=mine,
-                user_id=user_id, device_id=who.device_id, ignored=ignored, dm=room_id in dm,
+            since = 0 if sent is None else (live_since or 0) if sent.behind is None else sent.behind
+            looks.append(
+                Look(
+                    room_id=room_id, config=config, sent=sent, since=since, live_since=live_since, upto=upto.pos, mine=mine,
+                    user_id=user_id, device_id=who.device_id, ignored=ignored, dm=room_id in dm,
+                )
             )  # fmt: skip
-            told = await self._tells.tell(look)
-            if order is not None and room_id not in order.places and mine.membership in ("leave", "ban"):
+        fresh: dict[str, Iterable[Stored]] = {}
+        back: set[str] = set()
+        async for look, told in self._told(looks):
+            room_id = look.room_id
+            if _is_out(look.mine) and order is not None and room_id not in order.places:
                 # She left by herself: told once, then it is as if the connection never knew the room.
                 standing.rooms[room_id] = None
-            elif told.sent != sent:
+            elif told.sent != look.sent:
                 standing.rooms[room_id] = told.sent
             if told.room is None:
                 continue
             found.rooms[room_id] = told.room
             told.room["lists"] = rules.lists(room_id)
-            if mine.membership == "join":
+            if look.mine.membership == "join":
                 if "initial" in told.room:
                     fresh[room_id] = told.shown
-                elif "unstable_expanded_timeline" in told.room or (sent is not None and sent.behind is not None):
+                elif "unstable_expanded_timeline" in told.room or look.sent is None or look.sent.behind is not None:
                     back.add(room_id)
 
         aside = Aside(
@@ -256,6 +260,14 @@ class SlidingSync(Part):
         found.extensions = beside.extensions
         found.news = bool(found.rooms) or beside.news or standing.counts != base.counts
         return found
+
+    async def _told(self, looks: Sequence[Look]) -> AsyncIterator[tuple[Look, Told]]:
+        for first in range(0, len(looks), ROOMS_AT_ONCE):
+            some = looks[first : first + ROOMS_AT_ONCE]
+            if len(some) > 1:
+                await self._tells.warm(some)
+            for look in some:
+                yield look, await self._tells.tell(look)
 
     def _candidates(
         self, connection: Connection, rules: Rules, topics: frozenset[str] | None, standing: Standing

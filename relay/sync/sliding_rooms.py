@@ -18,7 +18,7 @@ from relay.people.filters import EVERYTHING
 from relay.protocol.event import Event
 from relay.push.unread import Unread
 from relay.rooms import format
-from relay.rooms.room import Room
+from relay.rooms.room import MAX_EVENTS_KEPT, Room
 from relay.rooms.rooms import Membership, Rooms
 from relay.rooms.store import HIDDEN, HISTORY, Key, Stored
 from relay.rooms.timeline import HistoryToken
@@ -62,6 +62,9 @@ class Look:
     device_id: str
     ignored: frozenset[str]
     dm: bool
+    # What of its state is wanted, where that was looked up already, and of which state.
+    selected: dict[Key, str] | None = None
+    of_state: int | None = None
 
 
 @dataclass(slots=True)
@@ -87,6 +90,28 @@ class SlidingRooms:
         # Room -> (up to where it was looked, the latest activity).
         self._bumps: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
+    async def warm(self, looks: Sequence[Look]) -> None:
+        """Brings into memory what `tell` will want of these rooms, with two looks at the database instead of many."""
+        fresh = [look for look in looks if look.sent is None and look.mine.membership == "join"]
+        await self._rooms.get_all(look.room_id for look in looks if look.mine.membership == "join")
+        missing: list[tuple[Room, list[str]]] = []
+        for look in fresh:
+            room = self._rooms.loaded(look.room_id)
+            if room is None or not room.known or room.state_pos > look.upto:
+                continue
+            look.selected = look.config.wanted.select(self._index(room, room.entries))
+            look.of_state = room.state_nid
+            keys = [NAME, AVATAR]
+            if look.config.wanted.lazy and look.config.limit:
+                keys += [(MEMBER, one.event.sender) for one in list(room.recent)[-look.config.limit :]]
+            ids = {room.entries[key][0] for key in keys if key in room.entries}
+            ids.update(look.selected.values())
+            absent = [event_id for event_id in ids if room.kept(event_id) is None]
+            if 0 < len(absent) <= MAX_EVENTS_KEPT // 2:
+                missing.append((room, absent))
+        if missing:
+            await self._rooms.keep_events(missing)
+
     async def tell(self, look: Look) -> Told:
         if look.mine.membership in ("invite", "knock"):
             return await self._stripped(look)
@@ -109,7 +134,10 @@ class SlidingRooms:
         gone: list[Key] = []
         if known is None:
             changed = None
-            wanted = config.wanted.select(self._index(room, state))
+            known_already = look.selected is not None and look.of_state == room.state_nid and state is room.entries
+            wanted = (
+                look.selected if known_already and look.selected else config.wanted.select(self._index(room, state))
+            )
         else:
             changed, gone = await self._difference(room, look.since, look.upto)
             wanted = _of_changed(config.wanted, changed, limited)

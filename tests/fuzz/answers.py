@@ -38,11 +38,17 @@ async def ask(http: aiohttp.ClientSession, method: str, url: str, body: bytes | 
 
 def require_proper(answer: Answer, what: str) -> None:
     """Every answer is fit for a stranger; those that refuse say why in the standard's form."""
-    assert answer.headers.get("Access-Control-Allow-Origin") == "*", f"{what}: an answer without CORS can't be read by a web client"
-    assert b"Traceback" not in answer.body and b".py" not in answer.body, f"{what}: the answer shows what the program looks like inside"
+    assert answer.headers.get("Access-Control-Allow-Origin") == "*", (
+        f"{what}: an answer without CORS can't be read by a web client"
+    )
+    assert b"Traceback" not in answer.body and b".py" not in answer.body, (
+        f"{what}: the answer shows what the program looks like inside"
+    )
     if answer.status < 400:
         return
-    assert answer.status < 500 or answer.status in OTHERS_FAULT, f"{what}: bad input is the sender's fault, got {answer.status}"
+    assert answer.status < 500 or answer.status in OTHERS_FAULT, (
+        f"{what}: bad input is the sender's fault, got {answer.status}"
+    )
     assert answer.headers["Content-Type"].startswith("application/json"), f"{what}: an error is JSON"
     body = answer.json
     if answer.status == 401 and "flows" in body:

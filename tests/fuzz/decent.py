@@ -27,7 +27,9 @@ class Decent:
     def where(self) -> str:
         path = "/".join((self.start, *(quote(segment, safe="") for segment in self.segments)))
         # Nobody waits for long here.
-        pairs = [f"{quote(name)}={quote(value)}" for name, value in self.query.items() if name != "timeout" or len(value) < 3]
+        pairs = [
+            f"{quote(name)}={quote(value)}" for name, value in self.query.items() if name != "timeout" or len(value) < 3
+        ]
         return path + ("?" + "&".join(pairs) if pairs else "")
 
     def raw(self) -> bytes | None:
@@ -81,7 +83,11 @@ def _of(method: str, path: tuple[str, ...], body: Any = None, query: Json | None
 
 def _accounts(place: Place) -> list[Any]:
     me = place.thrower
-    password = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": me.name}, "password": me.password}
+    password = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": me.name},
+        "password": me.password,
+    }
     return [
         ("POST", (f"{V3}/login",), {**password, "device_id": "D", "initial_device_display_name": "x", "refresh_token": True}),
         ("POST", (f"{V3}/register",), {
@@ -97,7 +103,13 @@ def _accounts(place: Place) -> list[Any]:
 def _rooms(place: Place) -> list[Any]:
     room, other = place.room, place.quiet.id
     state = (f"{V3}/rooms", room, "state")
-    levels = {"users": {place.thrower.id: 100}, "users_default": 0, "events": {"m.room.name": 50}, "ban": 50, "notifications": {"room": 50}}
+    levels = {
+        "users": {place.thrower.id: 100},
+        "users_default": 0,
+        "events": {"m.room.name": 50},
+        "ban": 50,
+        "notifications": {"room": 50},
+    }
     if place.version == "12":
         del levels["users"]
     return [
@@ -147,7 +159,15 @@ def _reading(place: Place) -> list[Any]:
 
 def _people(place: Place) -> list[Any]:
     me = place.thrower.id
-    part = {"limit": 1, "types": ["m.room.*"], "not_types": [], "senders": [me], "rooms": [place.room], "not_rooms": [], "contains_url": True}
+    part = {
+        "limit": 1,
+        "types": ["m.room.*"],
+        "not_types": [],
+        "senders": [me],
+        "rooms": [place.room],
+        "not_rooms": [],
+        "contains_url": True,
+    }
     return [
         ("PUT", (f"{V3}/profile", me, "displayname"), {"displayname": "x"}),
         ("PUT", (f"{V3}/profile", me, "avatar_url"), {"avatar_url": f"mxc://{place.thrower.server}/abc"}),
@@ -169,7 +189,12 @@ def _keys(place: Place) -> list[Any]:
     algorithms = ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"]
     signature = {me: {f"ed25519:{device}": "A" * 86}}
     one_time = {"key": "B" * 43, "signatures": signature}
-    backed_up = {"first_message_index": 0, "forwarded_count": 0, "is_verified": True, "session_data": {"ephemeral": "QUJD" * 10, "ciphertext": "QUJD" * 20, "mac": "QUJDREVGR0g"}}
+    backed_up = {
+        "first_message_index": 0,
+        "forwarded_count": 0,
+        "is_verified": True,
+        "session_data": {"ephemeral": "QUJD" * 10, "ciphertext": "QUJD" * 20, "mac": "QUJDREVGR0g"},
+    }
     auth_data = {"public_key": "A" * 43, "signatures": signature}
     return [
         ("POST", (f"{V3}/keys/upload",), {

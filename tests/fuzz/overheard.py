@@ -55,7 +55,9 @@ class _Foreign(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        self._ears.breaks.append(f"{record.name}: {record.getMessage()} {error!r}" + "\n".join(describe(error) if error else ()))
+        self._ears.breaks.append(
+            f"{record.name}: {record.getMessage()} {error!r}" + "\n".join(describe(error) if error else ())
+        )
 
 
 @contextmanager

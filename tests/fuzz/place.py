@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+from pathlib import Path
 
 from relay.web import Route
 from tests.fuzz.answers import Answer, ask, require_proper
-from tests.fuzz.oddities import ROOT
 from tests.people import Person, path
 from tests.town import Town
 
@@ -45,10 +45,18 @@ class Place:
         backup = {"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": {"public_key": "A" * 43}}
         self.backup = (await self.thrower.calls("POST", "room_keys/version", backup))["version"]
         self.media = await self.thrower.uploads(os.urandom(200))
-        self.known = (self.thrower.id, self.quiet.id, self.room, self.event, self.thrower.device, self.thrower.server, "global")
+        self.known = (
+            self.thrower.id,
+            self.quiet.id,
+            self.room,
+            self.event,
+            self.thrower.device,
+            self.thrower.server,
+            "global",
+        )
 
-    def routes_of(self, part: str) -> list[Route]:
-        return [route for route in self.routes if route.function.__code__.co_filename == str(ROOT / part)]
+    def routes_of(self, folder: str) -> list[Route]:
+        return [route for route in self.routes if Path(route.function.__code__.co_filename).parent.name == folder]
 
     def fresh(self) -> int:
         return next(self._fresh)

@@ -29,7 +29,15 @@ class Scene:
     def known(self) -> tuple[str, ...]:
         """IDs that exist, here and there."""
         stranger, room = self.stranger, self.room
-        return (self.room_id, self.alice.id, stranger.user, stranger.name, self.house.name, room.last.id, *(e.id for e in room.state.values()))
+        return (
+            self.room_id,
+            self.alice.id,
+            stranger.user,
+            stranger.name,
+            self.house.name,
+            room.last.id,
+            *(e.id for e in room.state.values()),
+        )
 
     async def sends_with_a_good_one(self, pdus: list[Any], edus: Any = ()) -> dict[str, Any]:
         """A transaction of these and, behind them, an event that nothing is wrong with. What the relay says of the others."""
@@ -38,8 +46,12 @@ class Scene:
         require_proper(answer, f"{pdus!r:.500}")
         assert answer.status == 200, f"one bad event is no reason to refuse the others: {answer.json}, {pdus!r:.500}"
         results = dict(answer.json["pdus"])
-        assert all(isinstance(one, dict) and isinstance(one.get("error", ""), str) for one in results.values()), "the standard's form"
-        assert results.pop(good.id, None) == {}, f"the good event beside the bad ones is taken: {answer.json}, {pdus!r:.500}"
+        assert all(isinstance(one, dict) and isinstance(one.get("error", ""), str) for one in results.values()), (
+            "the standard's form"
+        )
+        assert results.pop(good.id, None) == {}, (
+            f"the good event beside the bad ones is taken: {answer.json}, {pdus!r:.500}"
+        )
         self.room.said(good)
         self.good.append(good.id)
         self.ears.nothing_broke()

@@ -73,7 +73,11 @@ class Stranger:
             return web.json_response({"pdus": {}})
         for start, held in self.holds.items():
             if http.path.startswith(start):
-                return web.Response(body=held, content_type="application/json") if isinstance(held, bytes) else web.json_response(held)
+                return (
+                    web.Response(body=held, content_type="application/json")
+                    if isinstance(held, bytes)
+                    else web.json_response(held)
+                )
         return web.json_response({"errcode": "M_NOT_FOUND", "error": "not here"}, status=404)
 
     def key_answer(self) -> Json:
@@ -89,19 +93,38 @@ class Stranger:
     # --- asking
 
     async def asks(
-        self, house: House, method: str, where: str, body: Any = None, *, key: SigningKey | None = None, origin: str | None = None,
+        self,
+        house: House,
+        method: str,
+        where: str,
+        body: Any = None,
+        *,
+        key: SigningKey | None = None,
+        origin: str | None = None,
         header: str | None = None,
     ) -> Answer:
         """A signed request. `body` may be bytes, which need not be JSON; `header` replaces the Authorization header."""
         raw = body if isinstance(body, bytes) else None if body is None else encode(body)
-        signed = authorization(method, where, self.name if origin is None else origin, house.name, raw, key or self.key) if header is None else header
+        signed = (
+            authorization(method, where, self.name if origin is None else origin, house.name, raw, key or self.key)
+            if header is None
+            else header
+        )
         url = URL(f"https://localhost:{house.federation_port}{where}", encoded=True)
         headers = {"Authorization": signed, "Content-Type": "application/json"} if signed else {}
         async with self._http.request(method, url, data=raw, headers=headers) as answer:
             return Answer(answer.status, answer.headers, await answer.read())
 
-    async def sends(self, house: House, pdus: Any = (), edus: Any = (), *, txn: str | None = None, **more: Any) -> Answer:
-        body = {"origin": self.name, "origin_server_ts": time.time_ns() // 1_000_000, "pdus": list(pdus), "edus": list(edus), **more}
+    async def sends(
+        self, house: House, pdus: Any = (), edus: Any = (), *, txn: str | None = None, **more: Any
+    ) -> Answer:
+        body = {
+            "origin": self.name,
+            "origin_server_ts": time.time_ns() // 1_000_000,
+            "pdus": list(pdus),
+            "edus": list(edus),
+            **more,
+        }
         return await self.sends_raw(house, orjson.dumps(body), txn=txn)
 
     async def sends_raw(self, house: House, body: bytes, *, txn: str | None = None) -> Answer:
@@ -134,7 +157,9 @@ class Room:
         self.state = {event.key: event for event in state}
         self.last = state[-1]
 
-    def event(self, type: str = "m.room.encrypted", content: Json | None = None, *, key: SigningKey | None = None, **more: Any) -> Event:
+    def event(
+        self, type: str = "m.room.encrypted", content: Json | None = None, *, key: SigningKey | None = None, **more: Any
+    ) -> Event:
         """A good event, unless told otherwise. It does not become the last one: see `said`."""
         sender = more.get("sender", self.stranger.user)
         content = ENCRYPTED if content is None else content

@@ -21,9 +21,14 @@ from tests.people import path
 
 PATH_TEXTS = tuple(text for text in TEXTS if len(text) < 1000)
 WORDS = tuple(
-    sorted({word for name in ("answers", "invites", "joins", "queries", "notary", "inbound") for word in words_of(ROOT / f"federation/{name}.py")})
+    sorted(
+        {
+            word
+            for name in ("answers", "invites", "joins", "queries", "notary", "inbound")
+            for word in words_of(ROOT / f"federation/{name}.py")
+        }
+    )
 )
-MEMBER_ROUTES = {"make_join": "join", "make_leave": "leave", "make_knock": "knock"}
 
 
 def routes_of(scene: Scene) -> list[Route]:
@@ -32,7 +37,13 @@ def routes_of(scene: Scene) -> list[Route]:
 
 
 def fits(scene: Scene, parameter: str) -> str | None:
-    known = {"room": scene.room_id, "user": scene.stranger.user, "event": scene.room.last.id, "server": scene.house.name, "key": "ed25519:a"}
+    known = {
+        "room": scene.room_id,
+        "user": scene.stranger.user,
+        "event": scene.room.last.id,
+        "server": scene.house.name,
+        "key": "ed25519:a",
+    }
     return next((value for word, value in known.items() if word in parameter.lower()), None)
 
 
@@ -40,7 +51,9 @@ async def test_what_is_no_object_is_refused_by_every_endpoint(scene: Scene) -> N
     for route in routes_of(scene):
         if route.method == "GET":
             continue
-        where = "/".join(quote(fits(scene, s[1:]) or "x", safe="") if s.startswith("{") else s for s in route.path.split("/"))
+        where = "/".join(
+            quote(fits(scene, s[1:]) or "x", safe="") if s.startswith("{") else s for s in route.path.split("/")
+        )
         for body in NO_BODIES:
             answer = await scene.stranger.asks(scene.house, route.method, where, body)
             require_proper(answer, f"{route.method} {where} {body[:60]!r}")
@@ -48,7 +61,7 @@ async def test_what_is_no_object_is_refused_by_every_endpoint(scene: Scene) -> N
     await scene.nothing_is_lost()
 
 
-@bounded(400)
+@bounded(250)
 @given(data=st.data())
 async def test_no_odd_request_breaks_an_endpoint(scene: Scene, data: st.DataObject) -> None:
     route = data.draw(st.sampled_from(routes_of(scene)), "route")
@@ -56,11 +69,19 @@ async def test_no_odd_request_breaks_an_endpoint(scene: Scene, data: st.DataObje
     for segment in route.path.split("/"):
         fit = fits(scene, segment[1:]) if segment.startswith("{") else None
         odd = st.sampled_from((*PATH_TEXTS, *scene.known))
-        value = segment if not segment.startswith("{") else data.draw(st.one_of(*[st.just(fit)] * 3, odd) if fit else odd, segment)
+        value = (
+            segment
+            if not segment.startswith("{")
+            else data.draw(st.one_of(*[st.just(fit)] * 3, odd) if fit else odd, segment)
+        )
         segments.append(quote(value, safe=""))
     odd_query = st.dictionaries(st.sampled_from(("ver", "v", "limit", "event_id", "field", "user_id", "room_alias", "since", *WORDS)),
                                 st.sampled_from((*PATH_TEXTS, *scene.known, *VERSIONS)), max_size=4)  # fmt: skip
-    pairs = [f"{quote(name)}={quote(value)}" for name, value in data.draw(odd_query, "query").items() if "timeout" not in name]
+    pairs = [
+        f"{quote(name)}={quote(value)}"
+        for name, value in data.draw(odd_query, "query").items()
+        if "timeout" not in name
+    ]
     where = "/".join(segments) + ("?" + "&".join(pairs) if pairs else "")
     body = data.draw(bodies(WORDS, scene.known), "body") if route.method != "GET" else None
     answer = await scene.stranger.asks(scene.house, route.method, where, body)
@@ -77,8 +98,15 @@ async def test_no_mutated_join_leave_or_knock_breaks_anything(scene: Scene, data
     pdu: dict[str, Any] = copy.deepcopy(event.pdu)
     odd = values(WORDS, scene.known)
     for _ in range(data.draw(st.integers(0, 2), "changes")):
-        where = data.draw(st.sampled_from((pdu, pdu["content"])) if isinstance(pdu.get("content"), dict) else st.just(pdu))
-        name = data.draw(st.sampled_from((*where, "join_authorised_via_users_server", "third_party_invite", "membership", "redacts")), "key")
+        where = data.draw(
+            st.sampled_from((pdu, pdu["content"])) if isinstance(pdu.get("content"), dict) else st.just(pdu)
+        )
+        name = data.draw(
+            st.sampled_from(
+                (*where, "join_authorised_via_users_server", "third_party_invite", "membership", "redacts")
+            ),
+            "key",
+        )
         where[name] = _read(data.draw(odd, "value"))
     if data.draw(st.booleans(), "signed anew"):
         pdu = resigned(pdu, scene.stranger)
@@ -102,11 +130,24 @@ async def test_no_mutated_invite_breaks_anything(scene: Scene, data: st.DataObje
         prev_events=["$" + "a" * 43], auth_events=["$" + "b" * 43], depth=5, origin_server_ts=1, server_name=scene.stranger.name,
         key=scene.stranger.key,
     )  # fmt: skip
-    stripped = {"type": "m.room.encryption", "state_key": "", "sender": scene.stranger.user, "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
-    body: dict[str, Any] = {"room_version": version.name, "event": copy.deepcopy(event.pdu), "invite_room_state": [stripped]}
+    stripped = {
+        "type": "m.room.encryption",
+        "state_key": "",
+        "sender": scene.stranger.user,
+        "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+    }
+    body: dict[str, Any] = {
+        "room_version": version.name,
+        "event": copy.deepcopy(event.pdu),
+        "invite_room_state": [stripped],
+    }
     odd = values(WORDS, scene.known)
     for _ in range(data.draw(st.integers(0, 2), "changes")):
-        where = data.draw(st.sampled_from((body, body["event"], body["invite_room_state"][0])), "where") if _whole(body) else body
+        where = (
+            data.draw(st.sampled_from((body, body["event"], body["invite_room_state"][0])), "where")
+            if _whole(body)
+            else body
+        )
         where[data.draw(st.sampled_from((*where, "third_party_invite")), "key")] = _read(data.draw(odd, "value"))
     target = f"/_matrix/federation/v2/{path('invite', room_id, event.id)}"
     require_proper(await scene.stranger.asks(scene.house, "PUT", target, as_json(body)), f"invite {body}")
@@ -128,16 +169,22 @@ async def test_a_room_version_that_nobody_knows_is_refused_by_its_name(scene: Sc
     where = f"{FEDERATION}/{path('make_join', scene.room_id, scene.stranger.user)}"
     for query in ("", "?ver=1", "?ver=99&ver=org.example", "?ver="):
         answer = await scene.stranger.asks(scene.house, "GET", where + query)
-        assert refusal(answer, f"make_join{query}") == "M_INCOMPATIBLE_ROOM_VERSION", "a server that does not know the room's version can't join"
+        assert refusal(answer, f"make_join{query}") == "M_INCOMPATIBLE_ROOM_VERSION", (
+            "a server that does not know the room's version can't join"
+        )
         assert answer.json["room_version"] == scene.room.version.name, "and is told which one it is"
     event = scene.room.event("m.room.member", {"membership": "invite"}, state_key=scene.bob.id)
     for version in ("1", "2", "99", "", "x" * 1000):
         body = {"room_version": version, "event": event.pdu, "invite_room_state": []}
-        answer = await scene.stranger.asks(scene.house, "PUT", f"/_matrix/federation/v2/{path('invite', scene.room_id, event.id)}", body)
+        answer = await scene.stranger.asks(
+            scene.house, "PUT", f"/_matrix/federation/v2/{path('invite', scene.room_id, event.id)}", body
+        )
         assert refusal(answer, f"an invite to version {version:.10}") == "M_INCOMPATIBLE_ROOM_VERSION"
     for number in NUMBERS:
         body = {"room_version": number, "event": event.pdu, "invite_room_state": []}
-        answer = await scene.stranger.asks(scene.house, "PUT", f"/_matrix/federation/v2/{path('invite', scene.room_id, event.id)}", as_json(body))
+        answer = await scene.stranger.asks(
+            scene.house, "PUT", f"/_matrix/federation/v2/{path('invite', scene.room_id, event.id)}", as_json(body)
+        )
         refusal(answer, f"an invite to version {number}")
     created = await scene.alice.is_refused(scene.alice.creates_room(room_version="99"))
     assert created.errcode == "M_UNSUPPORTED_ROOM_VERSION", "a client that asks for one is told so too"
@@ -147,7 +194,7 @@ async def test_a_room_version_that_nobody_knows_is_refused_by_its_name(scene: Sc
 HEADER_TEXTS = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=80)
 
 
-@bounded(200)
+@bounded(150)
 @given(data=st.data())
 async def test_no_header_lets_a_stranger_in(scene: Scene, data: st.DataObject) -> None:
     name = scene.stranger.name
@@ -155,8 +202,14 @@ async def test_no_header_lets_a_stranger_in(scene: Scene, data: st.DataObject) -
         ("X-Matrix", "x-matrix", "Bearer", "origin", "destination", "key", "sig", "=", ",", '"', "\\", " ", f'"{name}"', f'"{scene.house.name}"',
          "ed25519:stranger", "ed25519:", "A" * 86, "origin=", f"origin={name}", "sig=AAAA", 'key="ed25519:stranger"', "," * 3000)
     )  # fmt: skip
-    header = data.draw(st.one_of(HEADER_TEXTS, st.lists(parts, max_size=14).map("".join), HEADER_TEXTS.map(lambda text: "X-Matrix " + text)))
-    answer = await scene.stranger.asks(scene.house, "GET", f"{FEDERATION}/event/{quote(scene.room.last.id)}", header=header.strip() or "X-Matrix")
+    header = data.draw(
+        st.one_of(
+            HEADER_TEXTS, st.lists(parts, max_size=14).map("".join), HEADER_TEXTS.map(lambda text: "X-Matrix " + text)
+        )
+    )
+    answer = await scene.stranger.asks(
+        scene.house, "GET", f"{FEDERATION}/event/{quote(scene.room.last.id)}", header=header.strip() or "X-Matrix"
+    )
     assert refusal(answer, header) == "M_UNAUTHORIZED" and answer.status == 401, f"{header!r} proves nothing"
     scene.ears.nothing_broke()
 

@@ -18,21 +18,40 @@ from tests.fuzz.stranger import ENCRYPTED, resigned
 from tests.people import ciphertext
 
 EVENT_WORDS = tuple(
-    sorted({*words_of(ROOT / "relay/protocol/event.py"), "prev_events", "auth_events", "hashes", "signatures", "unsigned", "depth"})
+    sorted(
+        {
+            *words_of(ROOT / "relay/protocol/event.py"),
+            "prev_events",
+            "auth_events",
+            "hashes",
+            "signatures",
+            "unsigned",
+            "depth",
+        }
+    )
 )
 
 
 async def test_a_good_event_of_the_stranger_is_heard(scene: Scene) -> None:
     assert not await scene.sends_with_a_good_one([])
     assert await scene.bob.sees(scene.good[0]), "the hand-made server speaks the standard"
-    await scene.sends_with_a_good_one([scene.room.event(type="m.room.message", content={"body": "clear"}, prev_events=["$unknown"]).pdu])
+    await scene.sends_with_a_good_one(
+        [scene.room.event(type="m.room.message", content={"body": "clear"}, prev_events=["$unknown"]).pdu]
+    )
     assert any(level == "info" for level, _, _ in scene.ears.lines), "whoever listens to the relay hears it"
 
 
-@bounded(250)
+@bounded(150)
 @given(data=st.data())
 async def test_a_mutated_event_harms_nobody(scene: Scene, data: st.DataObject) -> None:
-    types = ("m.room.encrypted", "m.room.member", "m.room.power_levels", "m.room.redaction", "m.room.server_acl", "m.room.create")
+    types = (
+        "m.room.encrypted",
+        "m.room.member",
+        "m.room.power_levels",
+        "m.room.redaction",
+        "m.room.server_acl",
+        "m.room.create",
+    )
     kind = data.draw(st.sampled_from(types), "type")
     state_key = {"m.room.encrypted": {}, "m.room.redaction": {}, "m.room.member": {"state_key": scene.stranger.user}}
     event = scene.room.event(kind, CONTENTS[kind], **state_key.get(kind, {"state_key": ""}))
@@ -77,23 +96,39 @@ async def test_an_event_is_taken_from_nobody_but_its_sender(scene: Scene) -> Non
     signed = room.event().pdu
     cases: dict[str, dict[str, Any]] = {
         "signed with a key that the server does not publish": room.event(key=other, content=ciphertext()).pdu,
-        "signed under the name of a published key, but not with it": room.event(key=_named_like(mallory.key, other), content=ciphertext()).pdu,
+        "signed under the name of a published key, but not with it": room.event(
+            key=_named_like(mallory.key, other), content=ciphertext()
+        ).pdu,
         "with no signature": {**signed, "signatures": {}},
-        "with a signature of somebody else only": {**signed, "signatures": {scene.house.name: signed["signatures"][mallory.name]}},
+        "with a signature of somebody else only": {
+            **signed,
+            "signatures": {scene.house.name: signed["signatures"][mallory.name]},
+        },
         "with a signature that is no base64": {**signed, "signatures": {mallory.name: {mallory.key.key_id: "%%%"}}},
         "with a signature of another length": {**signed, "signatures": {mallory.name: {mallory.key.key_id: "AAAA"}}},
-        "with a thousand signatures of nobody": {**signed, "signatures": {mallory.name: {f"ed25519:{n}": "AAAA" for n in range(1000)}}},
+        "with a thousand signatures of nobody": {
+            **signed,
+            "signatures": {mallory.name: {f"ed25519:{n}": "AAAA" for n in range(1000)}},
+        },
         "in the name of a person here": room.event(sender=scene.alice.id).pdu,
         "in the name of a person of a server that does not answer": room.event(sender=f"@nobody:{NOBODY}").pdu,
-        "in the name of a person of the stranger's who is not in the room": room.event(sender=f"@ghost:{mallory.name}").pdu,
+        "in the name of a person of the stranger's who is not in the room": room.event(
+            sender=f"@ghost:{mallory.name}"
+        ).pdu,
     }
     for what, pdu in cases.items():
         results = await scene.sends_with_a_good_one([pdu])
-        assert all(scene.refused(results, event_id) for event_id in results), f"an event {what} is refused, with a reason: {results}"
+        assert all(scene.refused(results, event_id) for event_id in results), (
+            f"an event {what} is refused, with a reason: {results}"
+        )
         for event_id in results:
             assert await scene.is_nowhere(event_id), f"and an event {what} is shown to nobody"
     history = await scene.bob.history(scene.room_id)
-    assert {event["event_id"] for event in history if event["sender"] == mallory.user and event["type"] == "m.room.encrypted"} == set(scene.good)
+    assert {
+        event["event_id"]
+        for event in history
+        if event["sender"] == mallory.user and event["type"] == "m.room.encrypted"
+    } == set(scene.good)
     await scene.nothing_is_lost()
 
 
@@ -130,7 +165,9 @@ async def test_what_is_no_event_is_dropped_beside_those_that_are(scene: Scene) -
 
 @pytest.mark.parametrize("number", [*map(str, NUMBERS), "1e999", "-1e999", "NaN", "1" * 5000])
 async def test_no_number_breaks_a_transaction(scene: Scene, number: str) -> None:
-    body = orjson.dumps({"origin": scene.stranger.name, "pdus": [scene.room.event(content={**ENCRYPTED, "n": "HERE"}).pdu], "edus": []})
+    body = orjson.dumps(
+        {"origin": scene.stranger.name, "pdus": [scene.room.event(content={**ENCRYPTED, "n": "HERE"}).pdu], "edus": []}
+    )
     for raw in (
         body.replace(b'"HERE"', number.encode()),
         b'{"origin_server_ts":' + number.encode() + b',"pdus":[],"edus":[]}',
@@ -187,7 +224,9 @@ async def test_a_transaction_that_is_played_again_changes_nothing(scene: Scene) 
     other_txn = await scene.stranger.sends(scene.house, [event.pdu, event.pdu], txn="again")
     assert first.json == again.json == other_txn.json == {"pdus": {event.id: {}}}, "each time the same answer"
     stranger = scene.stranger
-    copied = await stranger.asks(scene.house, "PUT", "/_matrix/federation/v1/send/once", header=_header_of(scene, b"{}"))
+    copied = await stranger.asks(
+        scene.house, "PUT", "/_matrix/federation/v1/send/once", header=_header_of(scene, b"{}")
+    )
     refusal(copied, "the header of one request on another")
     await scene.house.restart()
     late = await scene.stranger.sends(scene.house, [event.pdu], txn="once")
@@ -204,14 +243,20 @@ def _header_of(scene: Scene, body: bytes) -> str:
 
 
 EDU_WORDS = tuple(
-    sorted({word for path in ("relay/ephemeral/receipts.py", "relay/keys/to_device.py", "federation/inbound.py") for word in words_of(ROOT / path)})
+    sorted(
+        {
+            word
+            for path in ("relay/ephemeral/receipts.py", "relay/keys/to_device.py", "federation/inbound.py")
+            for word in words_of(ROOT / path)
+        }
+    )
 )
 EDUS = (
     "m.typing", "m.receipt", "m.presence", "m.device_list_update", "m.signing_key_update", "m.direct_to_device", "org.matrix.signing_key_update",
 )  # fmt: skip
 
 
-@bounded(250)
+@bounded(120)
 @given(data=st.data())
 async def test_no_unit_breaks_anything(scene: Scene, data: st.DataObject) -> None:
     odd = values(EDU_WORDS, scene.known)
@@ -221,7 +266,9 @@ async def test_no_unit_breaks_anything(scene: Scene, data: st.DataObject) -> Non
     content: Any = data.draw(st.one_of(contents, odd))
     if data.draw(st.booleans(), "nearly decent"):
         content = {**_decent_units(scene).get(kind, {}), data.draw(near): data.draw(odd)}
-    await scene.sends_with_a_good_one([], [_sendable({"edu_type": kind, "content": content}), None, 1, {"edu_type": 1}, {"edu_type": kind}])
+    await scene.sends_with_a_good_one(
+        [], [_sendable({"edu_type": kind, "content": content}), None, 1, {"edu_type": 1}, {"edu_type": kind}]
+    )
 
 
 def _decent_units(scene: Scene) -> dict[str, dict[str, Any]]:
@@ -253,7 +300,11 @@ async def test_units_of_the_wrong_kind_reach_nobody_and_the_others_do(scene: Sce
     typing = {"edu_type": "m.typing", "content": {"room_id": scene.room_id, "user_id": mallory, "typing": True}}
     await scene.bob.syncs()
     await scene.sends_with_a_good_one([], [*forged, {"edu_type": "m.unheard.of", "content": {}}, typing])
-    assert await scene.bob.notices(lambda: scene.bob.typing.get(scene.room_id) == [mallory]), "the decent unit behind the forged ones is heard"
-    assert (alice.id, "m.read") not in scene.bob.receipts[scene.room_id], "nobody's server speaks for the people of another"
+    assert await scene.bob.notices(lambda: scene.bob.typing.get(scene.room_id) == [mallory]), (
+        "the decent unit behind the forged ones is heard"
+    )
+    assert (alice.id, "m.read") not in scene.bob.receipts[scene.room_id], (
+        "nobody's server speaks for the people of another"
+    )
     assert not scene.bob.to_device, "nor sends messages in their name"
     assert not scene.bob.devices_changed - {mallory}, "nor has news of their devices"

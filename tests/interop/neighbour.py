@@ -30,6 +30,8 @@ from tests.town import PASSWORD, free_port
 START_SECONDS = 40.0
 STOP_SECONDS = 15.0
 ENCRYPTION = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+# A type of state that no standard knows.
+NOTE = "com.example.note"
 # As good as none, for each of its rate limits.
 UNLIMITED = {"per_second": 100_000, "burst_count": 100_000}
 
@@ -94,6 +96,8 @@ class Synapse:
             "allow_public_rooms_over_federation": True,
             "allow_public_rooms_without_auth": True,
             "room_list_publication_rules": [{"action": "allow"}],
+            # Told to invited and knocking people, beside what the standard names.
+            "room_prejoin_state": {"additional_event_types": [NOTE]},
             # It gives up on nobody for long, as our relays come and go.
             "federation": {
                 "client_timeout": "10s",

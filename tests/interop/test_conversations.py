@@ -81,6 +81,9 @@ async def test_typing_and_receipts_cross(street: Street, host: str) -> None:
         await two.has_read(room, sent)
         seen = await one.notices(lambda one=one, two=two, sent=sent: one.receipts[room].get((two.id, "m.read")) == sent)
         assert seen, "and that it was read"
+        await two.has_read(room, await two.sends(room), kind="m.read.private")
+        assert await one.sees(await two.sends(room))
+        assert (two.id, "m.read.private") not in one.receipts[room], "what is read in private stays there"
 
 
 @both_sides

@@ -42,6 +42,7 @@ async def test_device_lists_follow_what_happens(street: Street, host: str) -> No
     await Wallet(tablet).uploads_device()
     assert await alice.notices(lambda: bob.id in alice.devices_changed), "a new device is announced"
     assert await until(lambda: _has_device(alice, tablet)), "and found"
+    assert "Secret name" not in str(await _asks(alice, bob)), "its name is told to nobody elsewhere"
     alice.devices_changed.clear()
     await Wallet(bob).uploads_cross_signing()
     assert await alice.notices(lambda: bob.id in alice.devices_changed), "new cross-signing keys are announced"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.canaries import Canaries
-from tests.interop.neighbour import encrypted
-from tests.interop.street import OURS, THEIRS, Street, they_talk
+from tests.interop.neighbour import NOTE, encrypted
+from tests.interop.street import OURS, THEIRS, Street, becomes, they_talk
 from tests.people import ciphertext, path
 
 
@@ -13,7 +15,7 @@ async def test_what_synapse_sends_in_clear_is_never_shown_and_never_written(stre
     canary = Canaries()
     room = await alice.creates_room(**encrypted())
     clear = [await alice.sends(room, {"msgtype": "m.text", "body": canary("history")}, type="m.room.message")]
-    await alice.sets(room, "com.example.note", {"text": canary("unknown state")}, "x")
+    await alice.sets(room, NOTE, {"text": canary("unknown state")}, "x")
     sealed = [await alice.sends(room)]
     await street.welcomes(alice, bob, room)
     for content, type in (
@@ -26,16 +28,16 @@ async def test_what_synapse_sends_in_clear_is_never_shown_and_never_written(stre
             {"m.relates_to": {"rel_type": "m.annotation", "event_id": sealed[0], "key": canary("a reaction")}},
             "m.reaction",
         ),
-        ({"text": canary("an unknown type")}, "com.example.note"),
+        ({"text": canary("an unknown type")}, NOTE),
         ({**ciphertext(), "ciphertext": canary("a ciphertext that is none")}, "m.room.encrypted"),
         ({"algorithm": "m.megolm.v1.aes-sha2", "body": canary("no ciphertext at all")}, "m.room.encrypted"),
     ):
         clear.append(await alice.sends(room, content, type=type))
         sealed.append(await alice.sends(room))
-    await alice.sets(room, "com.example.note", {"text": canary("more unknown state")}, "y")
+    await alice.sets(room, NOTE, {"text": canary("more unknown state")}, "y")
     await alice.redacts(room, await alice.sends(room), reason=canary("a redaction"))
     await alice.tells_devices("m.room_key", {bob.id: {"*": {"session_key": canary("a room key to a device")}}})
-    await alice.tells_devices("com.example.note", {bob.id: {"*": {"text": canary("an unknown type to a device")}}})
+    await alice.tells_devices(NOTE, {bob.id: {"*": {"text": canary("an unknown type to a device")}}})
     picture = await alice.uploads(canary("a text file").encode() * 20, "text/plain", filename=canary("a file name"))
     await bob.is_refused(
         bob.calls("GET", f"/_matrix/client/v1/media/thumbnail/{picture.removeprefix('mxc://')}?width=9&height=9")
@@ -60,6 +62,28 @@ async def test_what_synapse_sends_in_clear_is_never_shown_and_never_written(stre
     assert any(file.name == "relay.db" for file in relay.files()), "the search looked at the database"
     await relay.start()
     await they_talk(room, bob, alice)
+
+
+@pytest.mark.parametrize("version", ["12", "10"])
+async def test_what_invited_and_knocking_people_are_told_is_sealed_too(street: Street, version: str) -> None:
+    alice, bob = await street.two(THEIRS)
+    canary = Canaries()
+    rules = {"type": "m.room.join_rules", "content": {"join_rule": "knock"}}
+    note = {"type": NOTE, "content": {"text": canary("what Synapse tells of the room")}}
+    invited, knocked = [await street.room(alice, room_version=version, initial_state=[rules, note]) for _ in range(2)]
+    await alice.invites_to(invited, bob)
+    await bob.knocks_on(knocked, alice.server)
+    assert await bob.notices(lambda: invited in bob.invites and knocked in bob.knocks)
+    for told in (bob.invites[invited], bob.knocks[knocked]):
+        types = {event["type"] for event in told}
+        assert {"m.room.create", "m.room.encryption", "m.room.join_rules"} <= types, "she is told what the room is"
+        assert NOTE not in types, "and nothing that may not lie on the disk"
+        assert all(event.keys() <= {"type", "state_key", "content", "sender"} for event in told), "in stripped form"
+    found = canary.found_in((await street.relay()).files())
+    assert not found, "\n".join(found)
+    for room in (invited, knocked):
+        await bob.leaves(room)
+        assert await becomes(alice, room, bob, "leave"), "the host hears that she does not come"
 
 
 async def test_synapse_can_carry_on_from_us_where_a_message_in_clear_lies_between(street: Street) -> None:

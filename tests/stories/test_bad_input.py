@@ -59,7 +59,9 @@ class Wire:
         except ConnectionError:
             pass
         except TimeoutError:
-            raise AssertionError(f"the relay keeps a connection open that should be over; it said {heard[:200]!r}") from None
+            raise AssertionError(
+                f"the relay keeps a connection open that should be over; it said {heard[:200]!r}"
+            ) from None
         self.writer.close()
         return heard
 
@@ -89,7 +91,10 @@ NO_HTTP: dict[str, bytes] = {
     "a length and chunks": head("POST", f"{CLIENT}/login", "Content-Length: 2", "Transfer-Encoding: chunked") + b"{}",
     "a chunk without a size": head("POST", f"{CLIENT}/login", "Transfer-Encoding: chunked") + b"size\r\n",
     "a byte 0 in the path": b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a body that is not compressed as it says": head("POST", f"{CLIENT}/login", "Content-Encoding: gzip", "Content-Length: 4") + b"abcd",
+    "a body that is not compressed as it says": head(
+        "POST", f"{CLIENT}/login", "Content-Encoding: gzip", "Content-Length: 4"
+    )
+    + b"abcd",
 }
 
 
@@ -115,9 +120,15 @@ async def test_a_token_of_strange_bytes_is_no_token(town: Town, ears: Ears) -> N
     house = await town.relay("one")
     for token in (b"\xff\xfe", "é".encode(), b"a b", b"a" * 5000, b"\x80"):
         wire_ = await Wire(house).opens()
-        await wire_.says(b"GET /_matrix/client/v3/account/whoami HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer " + token + b"\r\n\r\n")
+        await wire_.says(
+            b"GET /_matrix/client/v3/account/whoami HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer "
+            + token
+            + b"\r\n\r\n"
+        )
         heard = await wire_.hears_to_the_end()
-        assert heard.split()[1] == b"401" and b"M_UNKNOWN_TOKEN" in heard, f"{token[:20]!r} is refused as a token: {heard[:200]!r}"
+        assert heard.split()[1] == b"401" and b"M_UNKNOWN_TOKEN" in heard, (
+            f"{token[:20]!r} is refused as a token: {heard[:200]!r}"
+        )
     ears.nothing_broke()
 
 
@@ -132,15 +143,30 @@ async def test_head_and_options_are_answered_everywhere_and_a_wrong_method_is_na
         where = house.url + "/".join("x" if segment.startswith("{") else segment for segment in pattern.split("/"))
         options = await ask(town.http, "OPTIONS", where)
         require_proper(options, where)
-        assert options.status == 204 and "Authorization" in options.headers["Access-Control-Allow-Headers"], f"{where}: a browser may ask first"
+        assert options.status == 204 and "Authorization" in options.headers["Access-Control-Allow-Headers"], (
+            f"{where}: a browser may ask first"
+        )
         looked = await ask(town.http, "HEAD", where, Authorization=f"Bearer {alice.token}")
         assert not looked.body, f"{where}: HEAD has no body"
-        assert (looked.status == 405) is ("GET" not in known), f"{where}: HEAD stands where GET does, got {looked.status}"
+        assert (looked.status == 405) is ("GET" not in known), (
+            f"{where}: HEAD stands where GET does, got {looked.status}"
+        )
         for method in {"GET", "POST", "PUT", "DELETE", "PATCH"} - known:
             wrong = await ask(town.http, method, where)
             require_proper(wrong, where)
-            assert wrong.status == 405 and wrong.errcode == "M_UNRECOGNIZED", f"{method} {where}: known, but not with this method: {wrong}"
-    for where in ("/", "/_matrix", "/_matrix/client/v3/nothing", "/_matrix/client/v9/sync", "/_matrix/client/v3/sync/x", "//", "/%2f", "/_matrix/federation/v1/version"):
+            assert wrong.status == 405 and wrong.errcode == "M_UNRECOGNIZED", (
+                f"{method} {where}: known, but not with this method: {wrong}"
+            )
+    for where in (
+        "/",
+        "/_matrix",
+        "/_matrix/client/v3/nothing",
+        "/_matrix/client/v9/sync",
+        "/_matrix/client/v3/sync/x",
+        "//",
+        "/%2f",
+        "/_matrix/federation/v1/version",
+    ):
         for method in ("GET", "POST", "HEAD"):
             unknown = await ask(town.http, method, house.url + where)
             assert unknown.status == 404, f"{method} {where}: unknown here, got {unknown.status}"
@@ -156,10 +182,29 @@ async def test_a_connection_that_breaks_in_mid_body_leaves_nothing_behind(town: 
     bearer = f"Authorization: Bearer {alice.token}"
     half = json.dumps(ciphertext()).encode()[:40]
     broken = [
-        (head("PUT", f"{CLIENT}/{path('rooms', room, 'send', 'm.room.encrypted', 'half')}", bearer, "Content-Length: 400"), half),
-        (head("PUT", f"{CLIENT}/{path('rooms', room, 'send', 'm.room.encrypted', 'half')}", bearer, "Transfer-Encoding: chunked"), b"28\r\n" + half),
+        (
+            head(
+                "PUT",
+                f"{CLIENT}/{path('rooms', room, 'send', 'm.room.encrypted', 'half')}",
+                bearer,
+                "Content-Length: 400",
+            ),
+            half,
+        ),
+        (
+            head(
+                "PUT",
+                f"{CLIENT}/{path('rooms', room, 'send', 'm.room.encrypted', 'half')}",
+                bearer,
+                "Transfer-Encoding: chunked",
+            ),
+            b"28\r\n" + half,
+        ),
         (head("POST", "/_matrix/media/v3/upload", bearer, "Content-Length: 4000000"), b"\x01\x9c" * 500_000),
-        (head("POST", "/_matrix/media/v3/upload", bearer, "Transfer-Encoding: chunked"), b"186A0\r\n" + b"\x01\x9c" * 50_000),
+        (
+            head("POST", "/_matrix/media/v3/upload", bearer, "Transfer-Encoding: chunked"),
+            b"186A0\r\n" + b"\x01\x9c" * 50_000,
+        ),
         (head("GET", f"{CLIENT}/sync?timeout=30000", bearer), b""),
     ]
     for first, rest in broken * 3:
@@ -180,7 +225,9 @@ def _media_files(house: Within) -> list[Path]:
     return [file for file in house.files() if "media" in file.relative_to(house.folder).parts]
 
 
-async def test_whoever_never_finishes_is_not_waited_for(town: Town, ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_whoever_never_finishes_is_not_waited_for(
+    town: Town, ears: Ears, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for bound in ("IDLE_SECONDS", "BODY_SECONDS", "PAUSE_SECONDS", "LINGER_SECONDS"):
         monkeypatch.setattr(wire, bound, 0.5)
     alice, bob = await town.users("alice@one", "bob@one")
@@ -193,7 +240,8 @@ async def test_whoever_never_finishes_is_not_waited_for(town: Town, ears: Ears, 
         "half a body": head("POST", f"{CLIENT}/login", "Content-Length: 400") + b'{"type":',
         "half a chunk": head("POST", f"{CLIENT}/login", "Transfer-Encoding: chunked") + b'100\r\n{"type":',
         "half an upload": head("POST", "/_matrix/media/v3/upload", bearer, "Content-Length: 4000") + b"\x01\x9c",
-        "a request, and then half a head": head("GET", "/_matrix/client/versions") + b"GET /_matrix/client/versions HTTP/1.1\r\nX: ",
+        "a request, and then half a head": head("GET", "/_matrix/client/versions")
+        + b"GET /_matrix/client/versions HTTP/1.1\r\nX: ",
     }
     wires = [await Wire(house).opens() for _ in range(20) for _ in slow]
     for wire_, said in zip(wires, list(slow.values()) * 20, strict=True):
@@ -226,7 +274,9 @@ async def test_a_head_that_drips_gains_no_time_by_it(town: Town, ears: Ears, mon
     ears.nothing_broke()
 
 
-async def test_requests_in_a_row_are_answered_in_their_order_and_nonsense_behind_them_ends_it(town: Town, ears: Ears) -> None:
+async def test_requests_in_a_row_are_answered_in_their_order_and_nonsense_behind_them_ends_it(
+    town: Town, ears: Ears
+) -> None:
     house = await town.relay("one")
     wire_ = await Wire(house).opens()
     number = 200
@@ -255,12 +305,17 @@ async def test_what_is_too_large_is_refused_before_it_is_taken_in(town: Town, ea
     assert heard.split()[1] == b"413" and b"M_TOO_LARGE" in heard, "a terabyte is refused by its announcement"
     wire_.hangs_up()
     wire_ = await Wire(house).opens()
-    await wire_.says(head("PUT", where, bearer, "Transfer-Encoding: chunked"), *[b"10000\r\n" + b" " * 65536 + b"\r\n"] * (web.MAX_BODY // 65536 + 2))
+    await wire_.says(
+        head("PUT", where, bearer, "Transfer-Encoding: chunked"),
+        *[b"10000\r\n" + b" " * 65536 + b"\r\n"] * (web.MAX_BODY // 65536 + 2),
+    )
     heard = await asyncio.wait_for(wire_.reader.readuntil(b"}"), PATIENCE_SECONDS)
     assert heard.split()[1] == b"413", "one that is not announced, as soon as it is too large"
     wire_.hangs_up()
     bomb = gzip.compress(b" " * 200_000_000, 9)
-    packed = await ask(town.http, "PUT", house.url + where, bomb, Authorization=f"Bearer {alice.token}", Content_Encoding="gzip")
+    packed = await ask(
+        town.http, "PUT", house.url + where, bomb, Authorization=f"Bearer {alice.token}", Content_Encoding="gzip"
+    )
     assert packed.status == 413, "a body that becomes too large when it is unpacked is not unpacked further"
     for size, answer in ((64_000, 200), (66_000, 413), (900_000, 413)):
         got = await ask(
@@ -296,7 +351,13 @@ async def test_a_message_that_is_none_is_refused_and_the_next_one_is_sent(town: 
         assert refused.status in (400, 403), f"{what}: {refused.status} {refused.body!r}"
         assert refused.errcode in (errcode, "M_FORBIDDEN"), f"{what}: {refused.body!r}"
     big = {**ciphertext(), "m.relates_to": {"rel_type": "m.thread", "event_id": "$a", "is_falling_back": 2**60}}
-    refused = await ask(town.http, "PUT", f"{alice.url}{CLIENT}/{path('rooms', room, 'send', 'm.room.encrypted', 'big')}", json.dumps(big).encode(), Authorization=f"Bearer {alice.token}")
+    refused = await ask(
+        town.http,
+        "PUT",
+        f"{alice.url}{CLIENT}/{path('rooms', room, 'send', 'm.room.encrypted', 'big')}",
+        json.dumps(big).encode(),
+        Authorization=f"Bearer {alice.token}",
+    )
     assert refused.status in (200, 400), "an integer beyond what JSON can carry everywhere is refused, or left out"
     await _talks(alice, bob, room)
     numbers = [event["content"] for event in await bob.history(room) if str(2**60) in json.dumps(event)]
@@ -304,7 +365,27 @@ async def test_a_message_that_is_none_is_refused_and_the_next_one_is_sent(town: 
     ears.nothing_broke()
 
 
-INVALID = ("", " ", "x", "@", "@x", "!x", "!", "#", "#x", "$", "$" + "a" * 400, "@x:" + "y" * 300, "!a:b c", "\x00", "!\x00:", "é", "../..", "%", "@a:b:c:d")
+INVALID = (
+    "",
+    " ",
+    "x",
+    "@",
+    "@x",
+    "!x",
+    "!",
+    "#",
+    "#x",
+    "$",
+    "$" + "a" * 400,
+    "@x:" + "y" * 300,
+    "!a:b c",
+    "\x00",
+    "!\x00:",
+    "é",
+    "../..",
+    "%",
+    "@a:b:c:d",
+)
 
 
 async def test_ids_that_are_none_are_refused_everywhere_they_stand(town: Town, ears: Ears) -> None:
@@ -331,9 +412,17 @@ async def test_ids_that_are_none_are_refused_everywhere_they_stand(town: Town, e
             ("GET", f"sync?filter={quote(odd or '-', safe='')}", None),
         ]
         for method, where, body in asked:
-            got = await ask(town.http, method, f"{alice.url}{CLIENT}/{where}", None if body is None else json.dumps(body).encode(), **bearer)
+            got = await ask(
+                town.http,
+                method,
+                f"{alice.url}{CLIENT}/{where}",
+                None if body is None else json.dumps(body).encode(),
+                **bearer,
+            )
             require_proper(got, f"{method} {where} {body}")
-            assert 400 <= got.status < 500, f"{method} {where} {body}: {odd!r} is no ID, got {got.status} {got.body[:200]!r}"
+            assert 400 <= got.status < 500, (
+                f"{method} {where} {body}: {odd!r} is no ID, got {got.status} {got.body[:200]!r}"
+            )
     await _talks(alice, bob, room)
     ears.nothing_broke()
 
@@ -350,8 +439,14 @@ async def test_nobody_can_fill_the_disk_with_settings(town: Town, ears: Ears, mo
         kept = f"{house.url}{CLIENT}/{path('user', alice.id, 'account_data', f'x.{number}')}"
         filter_ = f"{house.url}{CLIENT}/{path('user', alice.id, 'filter')}"
         new = f"{house.url}/_matrix/media/v1/create"
-        for method, where, body in (("PUT", kept, {"n": number}), ("POST", filter_, {"room": {"timeline": {"limit": number + 1}}}), ("POST", new, {})):
-            answer = await ask(town.http, method, where, json.dumps(body).encode(), Authorization=f"Bearer {alice.token}")
+        for method, where, body in (
+            ("PUT", kept, {"n": number}),
+            ("POST", filter_, {"room": {"timeline": {"limit": number + 1}}}),
+            ("POST", new, {}),
+        ):
+            answer = await ask(
+                town.http, method, where, json.dumps(body).encode(), Authorization=f"Bearer {alice.token}"
+            )
             require_proper(answer, where)
             answers.append(answer.status)
         try:
@@ -362,7 +457,10 @@ async def test_nobody_can_fill_the_disk_with_settings(town: Town, ears: Ears, mo
     assert house.server is not None
 
     def count(query: Any) -> dict[str, int]:
-        return {table: query.value(f"SELECT count(*) FROM {table} WHERE user_id = $1", alice.id) for table in ("account_data", "filters", "devices")}
+        return {
+            table: query.value(f"SELECT count(*) FROM {table} WHERE user_id = $1", alice.id)
+            for table in ("account_data", "filters", "devices")
+        }
 
     rows = await house.server.db.read(count)
     assert all(number <= 6 for number in rows.values()), f"each kind of setting has its bound: {rows}"
@@ -370,7 +468,9 @@ async def test_nobody_can_fill_the_disk_with_settings(town: Town, ears: Ears, mo
     await _talks(bob, bob, room)
 
 
-async def test_a_stranger_who_breaks_off_and_floods_is_no_burden(town: Town, ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stranger_who_breaks_off_and_floods_is_no_burden(
+    town: Town, ears: Ears, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("federation.inbound.MAX_ANSWERS_KEPT", 10)
     scene = await Scene(town, ears).opens()
     try:
@@ -387,7 +487,9 @@ async def test_a_stranger_who_breaks_off_and_floods_is_no_burden(town: Town, ear
         forged = scene.room.event(sender=scene.alice.id).pdu
         unheard = scene.room.event(prev_events=["$" + "a" * 43]).pdu
         for _ in range(30):
-            answers = await asyncio.gather(*(scene.stranger.sends(scene.house, [forged, unheard, {}] * 10) for _ in range(6)))
+            answers = await asyncio.gather(
+                *(scene.stranger.sends(scene.house, [forged, unheard, {}] * 10) for _ in range(6))
+            )
             assert {answer.status for answer in answers} <= {200, 429}, "a flood is taken, or told to wait"
             await scene.sends_with_a_good_one([forged])
         stop.set()

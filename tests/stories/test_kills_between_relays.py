@@ -27,7 +27,7 @@ async def test_messages_and_to_device_messages_cross_once_through_kills_on_both_
         while not stop.is_set():
             number = len(sent)
             try:
-                sent[f"t{number}"] = await alice.sends(room, txn=f"t{number}")
+                sent[f"k{number}"] = await alice.sends(room, txn=f"k{number}")
             except (aiohttp.ClientError, OSError):
                 await asyncio.sleep(0.02)
 

@@ -12,7 +12,9 @@ from tests.town import Town
 async def test_the_three_connections_of_element_x_stand_side_by_side(town: Town) -> None:
     alice, bob = await town.users("alice@one", "bob@one")
     versions = await bob.calls("GET", "/_matrix/client/versions")
-    assert versions["unstable_features"]["org.matrix.simplified_msc3575"] is True, "without the flag Element X does not sign in"
+    assert versions["unstable_features"]["org.matrix.simplified_msc3575"] is True, (
+        "without the flag Element X does not sign in"
+    )
     room = await alice.creates_room(with_=bob, name="Studio")
     first = await alice.sends(room)
     rooms, keys, alerts = room_list(bob), encryption(bob), notifications(bob, room)
@@ -20,7 +22,9 @@ async def test_the_three_connections_of_element_x_stand_side_by_side(town: Town)
     assert rooms.ids(room) == [first], "the room list begins with the latest event of each room"
     assert rooms.rooms[room]["name"] == "Studio" and rooms.counts == {"all_rooms": 1}
     assert ("m.room.encryption", "") in rooms.state[room], "with the state that it asked for"
-    assert rooms.membership(room, bob.id) == "join" and rooms.membership(room, alice.id) == "join", "her own member event and the sender's"
+    assert rooms.membership(room, bob.id) == "join" and rooms.membership(room, alice.id) == "join", (
+        "her own member event and the sender's"
+    )
     assert ("", "m.push_rules") in rooms.account_data
     answer = await keys.syncs()
     assert not answer["rooms"] and "device_one_time_keys_count" in answer["extensions"]["e2ee"]
@@ -29,7 +33,9 @@ async def test_the_three_connections_of_element_x_stand_side_by_side(town: Town)
     second = await alice.sends(room)
     for connection in (rooms, alerts):
         answer = await connection.syncs()
-        assert [e["event_id"] for e in answer["rooms"][room]["timeline"]] == [second], "each connection goes on from where it stood"
+        assert [e["event_id"] for e in answer["rooms"][room]["timeline"]] == [second], (
+            "each connection goes on from where it stood"
+        )
         assert answer["rooms"][room]["num_live"] == 1 and not answer["rooms"][room].get("initial")
         assert "required_state" not in answer["rooms"][room], "nothing that it has is told again"
     answer = await keys.syncs()
@@ -102,11 +108,15 @@ async def test_opening_a_room_brings_more_of_it(town: Town) -> None:
     connection = room_list(bob)
     await connection.syncs()
     assert connection.ids(room) == sent[-1:]
-    connection.subscriptions = {room: a_subscription(5, [*connection.lists["all_rooms"]["required_state"], ["m.room.guest_access", ""]])}
+    connection.subscriptions = {
+        room: a_subscription(5, [*connection.lists["all_rooms"]["required_state"], ["m.room.guest_access", ""]])
+    }
     told = (await connection.syncs(timeout=5000))["rooms"][room]
     assert told["unstable_expanded_timeline"] is True, "the older events are marked as such"
     assert [e["event_id"] for e in told["timeline"]] == sent[-5:] and told["num_live"] == 0
-    assert {e["type"] for e in told.get("required_state", [])} <= {"m.room.guest_access"}, "of the state only what is asked for newly"
+    assert {e["type"] for e in told.get("required_state", [])} <= {"m.room.guest_access"}, (
+        "of the state only what is asked for newly"
+    )
     again = await connection.syncs()
     assert not again["rooms"], "it is told once"
     connection.subscriptions = {}
@@ -155,7 +165,9 @@ async def test_a_position_belongs_to_its_connection_device_and_person(town: Town
         assert (refused.status, refused.errcode) == (400, "M_UNKNOWN_POS"), "a pos is of use to nobody else"
     connection.pos = "nonsense"
     refused = await bob.is_refused(connection.asks())
-    assert refused.errcode == "M_UNKNOWN_POS", "what no server of ours wrote is unknown, too: the client can go on from that"
+    assert refused.errcode == "M_UNKNOWN_POS", (
+        "what no server of ours wrote is unknown, too: the client can go on from that"
+    )
 
 
 async def test_a_restart_ends_the_room_list_but_not_the_keys(town: Town) -> None:
@@ -165,7 +177,10 @@ async def test_a_restart_ends_the_room_list_but_not_the_keys(town: Town) -> None
     await rooms.syncs()
     await keys.syncs()
     await town.houses["one"].restart()
-    await alice.tells_devices("m.room_key_request", {bob.id: {bob.device: {"action": "request_cancellation", "request_id": "r", "requesting_device_id": "D"}}})
+    await alice.tells_devices(
+        "m.room_key_request",
+        {bob.id: {bob.device: {"action": "request_cancellation", "request_id": "r", "requesting_device_id": "D"}}},
+    )
     refused = await bob.is_refused(rooms.asks())
     assert refused.errcode == "M_UNKNOWN_POS"
     await keys.syncs(timeout=5000)
@@ -181,7 +196,10 @@ async def test_a_long_poll_wakes_for_what_it_asked_for_only(town: Town) -> None:
     connection, keys = room_list(bob), encryption(bob)
     await connection.syncs()
     await keys.syncs()
-    waiting, elsewhere = asyncio.create_task(connection.syncs(timeout=30000)), asyncio.create_task(keys.syncs(timeout=1500))
+    waiting, elsewhere = (
+        asyncio.create_task(connection.syncs(timeout=30000)),
+        asyncio.create_task(keys.syncs(timeout=1500)),
+    )
     await asyncio.sleep(0.2)
     assert not waiting.done(), "with nothing to tell the relay waits"
     sent = await alice.sends(room)
@@ -230,7 +248,10 @@ async def test_invitations_show_their_stripped_state_and_nothing_else(town: Town
     await alice.invites_to(room, bob)
     told = (await asyncio.wait_for(waiting, 5))["rooms"][room]
     stripped = {(e["type"], e["state_key"]): e["content"] for e in told["invite_state"]}
-    assert stripped["m.room.name", ""] == {"name": "Studio"} and stripped["m.room.member", bob.id]["membership"] == "invite"
+    assert (
+        stripped["m.room.name", ""] == {"name": "Studio"}
+        and stripped["m.room.member", bob.id]["membership"] == "invite"
+    )
     assert not told.get("timeline") and not told.get("required_state"), "what was said inside is not hers to see yet"
     assert not (await connection.syncs())["rooms"], "an invitation is told once"
     await bob.joins(room)
@@ -241,7 +262,9 @@ async def test_invitations_show_their_stripped_state_and_nothing_else(town: Town
     await connection.syncs()
     await bob.leaves(turned_down)
     told = (await connection.syncs())["rooms"][turned_down]
-    assert connection.membership(turned_down, bob.id) == "leave", "an invitation that was turned down is over on all her devices"
+    assert connection.membership(turned_down, bob.id) == "leave", (
+        "an invitation that was turned down is over on all her devices"
+    )
     assert len(told["required_state"]) == 1 and not told.get("timeline")
     assert connection.counts["all_rooms"] == 1
 
@@ -308,7 +331,9 @@ async def test_members_come_as_the_timeline_speaks_of_them(town: Town) -> None:
     assert known() == {alice.id, bob.id, carol.id}, "whoever speaks next comes along"
     told = await carol.sends(room)
     answer = await connection.syncs()
-    assert answer["rooms"][room]["timeline"][0]["event_id"] == told and "required_state" not in answer["rooms"][room], "once"
+    assert answer["rooms"][room]["timeline"][0]["event_id"] == told and "required_state" not in answer["rooms"][room], (
+        "once"
+    )
     await dan.leaves(room)
     await connection.syncs()
     assert connection.membership(room, dan.id) == "leave", "who comes and goes is told"
@@ -348,17 +373,25 @@ async def test_the_accepted_form_has_another_shape_and_the_same_engine(town: Tow
     sent = [await alice.sends(room) for _ in range(4)]
     connection = Connection(bob, "main", path=ACCEPTED)
     everything = {"include": [{}], "exclude": [{"type": "m.room.create", "state_key": ""}], "lazy_members": True}
-    connection.lists = {"all": {"range": [0, 9], "timeline_limit": 1, "required_state": everything, "filters": {"is_invited": False}}}
+    connection.lists = {
+        "all": {"range": [0, 9], "timeline_limit": 1, "required_state": everything, "filters": {"is_invited": False}}
+    }
     told = (await connection.syncs())["rooms"][room]
     assert told["membership"] == "join" and told["lists"] == ["all"] and told["name"] == "Studio"
     assert [e["event_id"] for e in told["timeline_events"]] == sent[-1:]
     kinds = {e["type"] for e in told["required_state"]}
-    assert {"m.room.power_levels", "m.room.encryption"} <= kinds and "m.room.create" not in kinds, "all but what is excluded"
-    assert connection.membership(room, bob.id) is None and connection.membership(room, alice.id) == "join", "members lazily"
+    assert {"m.room.power_levels", "m.room.encryption"} <= kinds and "m.room.create" not in kinds, (
+        "all but what is excluded"
+    )
+    assert connection.membership(room, bob.id) is None and connection.membership(room, alice.id) == "join", (
+        "members lazily"
+    )
     connection.subscriptions = {room: {"timeline_limit": 3, "required_state": {"include": [{"type": "m.room.create"}]}}}
     told = (await connection.syncs(timeout=5000))["rooms"][room]
     assert told["expanded_timeline"] is True and len(told["timeline_events"]) == 3
-    assert {e["type"] for e in told["required_state"]} == {"m.room.create"}, "rules are joined: what one excludes another may want"
+    assert {e["type"] for e in told["required_state"]} == {"m.room.create"}, (
+        "rules are joined: what one excludes another may want"
+    )
     invited = await alice.creates_room()
     await alice.invites_to(invited, bob)
     connection.lists["invites"] = {"timeline_limit": 1, "required_state": {}, "filters": {"is_invited": True}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tests.people import Json, Person, path
+from tests.people import Json, Person, path, until
 from tests.sync.connection import Connection, a_list, a_subscription, encryption, room_list
 from tests.town import Town
 
@@ -130,7 +130,11 @@ async def test_messages_for_devices_wait_until_they_are_acknowledged(town: Town)
     assert ids(await connection.syncs()) == ["3", "4"], "then the next ones, in order, each once"
     assert ids(await connection.syncs()) == []
     late = encryption(bob)
-    assert ids(await late.asks()) == [], "what was acknowledged is gone for good"
+
+    async def nothing_waits() -> bool:
+        return ids(await late.asks()) == []
+
+    assert await until(nothing_waits), "what was acknowledged is gone for good"
     late.to_device_since = "yesterday"
     refused = await bob.is_refused(late.asks())
     assert refused.status == 400
@@ -194,7 +198,9 @@ async def test_typing_and_receipts_come_for_the_rooms_that_are_looked_at(town: T
     assert connection.typing[looked_at] == [], "who asks for no room's notices gets none"
     fresh = room_list(bob, last=0)
     await fresh.syncs()
-    assert fresh.typing == {looked_at: [alice.id]} and fresh.receipts[looked_at] == {(alice.id, "m.read"): sent}, "a new one gets what holds now"
+    assert fresh.typing == {looked_at: [alice.id]} and fresh.receipts[looked_at] == {(alice.id, "m.read"): sent}, (
+        "a new one gets what holds now"
+    )
 
 
 async def test_what_she_notes_about_a_room_comes_with_the_room(town: Town) -> None:
@@ -209,7 +215,9 @@ async def test_what_she_notes_about_a_room_comes_with_the_room(town: Town) -> No
     assert connection.account_data[one, "m.tag"] == {"tags": {"m.favourite": {}}}, "when it comes, its tags come along"
     await _tags(bob, two, "m.lowpriority")
     answer = await connection.syncs(timeout=5000)
-    assert connection.account_data[two, "m.tag"]["tags"] == {"m.lowpriority": {}}, "of a room that she knows, wherever it stands"
+    assert connection.account_data[two, "m.tag"]["tags"] == {"m.lowpriority": {}}, (
+        "of a room that she knows, wherever it stands"
+    )
     assert set(answer["extensions"]["account_data"]["rooms"]) == {two}
     await bob.calls("PUT", path("user", bob.id, "account_data", "com.example.colour"), {"is": "blue"})
     await connection.syncs(timeout=5000)
@@ -233,9 +241,17 @@ async def test_an_opened_room_shows_who_read_its_older_messages(town: Town) -> N
 async def test_extensions_that_hold_nothing_are_answered(town: Town) -> None:
     bob = await town.user("bob@one")
     connection = Connection(bob, "odd")
-    connection.extensions = {"io.element.msc4308.thread_subscriptions": {"enabled": True, "limit": 10}, "com.example.new": {"enabled": True}}
+    connection.extensions = {
+        "io.element.msc4308.thread_subscriptions": {"enabled": True, "limit": 10},
+        "com.example.new": {"enabled": True},
+    }
     answer = await connection.syncs()
     assert answer["extensions"] == {"io.element.msc4308.thread_subscriptions": {}}, "what is not known is passed over"
-    for body in ({"lists": []}, {"lists": {"a": {"timeline_limit": "x"}}}, {"extensions": {"e2ee": 5}}, {"lists": {"a": a_list(3, 1)}}):
+    for body in (
+        {"lists": []},
+        {"lists": {"a": {"timeline_limit": "x"}}},
+        {"extensions": {"e2ee": 5}},
+        {"lists": {"a": a_list(3, 1)}},
+    ):
         refused = await bob.is_refused(bob.calls("POST", connection.path, body))
         assert refused.status == 400 and refused.text, "a request that is none is refused with a reason"

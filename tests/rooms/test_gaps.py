@@ -1,0 +1,169 @@
+"""What is missing is fetched, within bounds; what cannot be had is not asked for again and again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from relay.errors import RemoteError
+from relay.rooms import gaps
+from relay.rooms.gaps import MAX_ROUNDS, MISSING_ASKED
+from tests.rooms.village import Home, Village
+
+
+@pytest.fixture
+async def pair(village: Village) -> tuple[str, Home, Home]:
+    one, two = await village.home("one.example"), await village.home("two.example")
+    room_id = await one.creates("anna")
+    await two.joins("ben", room_id, "one.example")
+    await village.delivers_all()
+    return room_id, one, two
+
+
+async def silence(target: str, content: object) -> dict[str, Any]:
+    raise RemoteError("two.example", 0, "no answer")
+
+
+async def nothing(target: str, content: object) -> dict[str, Any]:
+    return {"events": []}
+
+
+@pytest.mark.parametrize("gap", [1, 15, 70])
+async def test_a_gap_is_filled_before_what_follows_it(village: Village, pair: tuple[str, Home, Home], gap: int) -> None:
+    room_id, one, two = pair
+    said = [await two.says("ben", room_id) for _ in range(gap)]
+    await village.loses(two, one)
+    last = await two.says("ben", room_id)
+    await village.delivers(two, one)
+    timeline = await one.timeline(room_id, history=False)
+    assert timeline[-gap - 1 :] == [*(event.id for event in said), last.id], "all of it, in order, as if it had come so"
+    assert list((await one.room(room_id)).extremities) == [last.id], "and one event is the latest"
+    assert await one.count("SELECT count(*) FROM gaps WHERE event_id = $1", said[0].id) == 0
+    await one.agrees_with_its_disk(room_id)
+
+
+async def test_a_wider_gap_is_begun_late_and_filled_when_somebody_pages(
+    village: Village, pair: tuple[str, Home, Home]
+) -> None:
+    room_id, one, two = pair
+    wide = MISSING_ASKED * MAX_ROUNDS + 60
+    topic = await two.sets("ben", room_id, "m.room.member", {"membership": "join", "displayname": "B"}, two.user("ben"))
+    said = [await two.says("ben", room_id) for _ in range(wide)]
+    await village.loses(two, one)
+    one.wire.asked.clear()
+    last = await two.says("ben", room_id)
+    await village.delivers(two, one)
+    assert len(one.wire.asked) < 20, f"one event costs few questions: {one.wire.asked}"
+    timeline = await one.timeline(room_id, history=False)
+    assert timeline[-1] == last.id and said[-50].id in timeline, "its nearer end is there"
+    assert said[0].id not in timeline, "its farther end is not"
+    assert (await one.state(room_id))[("m.room.member", two.user("ben"))] == topic.id, "the state is right all the same"
+    for _ in range(5):
+        if not await one.gaps.backfill(await one.room(room_id), 50):
+            break
+    everything = await one.timeline(room_id)
+    assert {event.id for event in (*said, topic)} <= set(everything), "paging back fills it"
+    assert len(everything) == len(set(everything)), "each event once"
+    await one.agrees_with_its_disk(room_id)
+
+
+async def test_a_gap_that_nobody_fills_is_asked_for_once(
+    village: Village, pair: tuple[str, Home, Home], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room_id, one, two = pair
+    lost = await two.says("ben", room_id)
+    await village.loses(two, one)
+    follows = await two.says("ben", room_id)
+    village.instead[("two.example", "get_missing_events")] = nothing
+    village.instead[("two.example", "state_ids")] = silence
+    before = await one.count("SELECT count(*) FROM events")
+    answer = await one.receives("two.example", room_id, follows)
+    assert answer[follows.id], "its server is told that it has to wait"
+    assert await one.count("SELECT count(*) FROM events") == before, "nothing of it is kept half-way"
+    assert await one.count("SELECT count(*) FROM gaps WHERE event_id = $1", lost.id) == 0
+    one.wire.asked.clear()
+    await asyncio.gather(*(one.receives("two.example", room_id, follows) for _ in range(5)))
+    assert one.wire.asked == [], "and nobody is asked again so soon"
+    village.instead.clear()
+    monkeypatch.setattr(gaps, "UNFILLED_SECONDS", 0.0)
+    one.gaps._unfilled.clear()
+    assert await one.receives("two.example", room_id, follows) == {follows.id: None}, "later it can be had"
+    assert (await one.timeline(room_id))[-2:] == [lost.id, follows.id]
+
+
+async def test_backfill_that_brings_nothing_is_not_repeated(village: Village, pair: tuple[str, Home, Home]) -> None:
+    room_id, one, two = pair
+    village.instead[("one.example", "backfill")] = silence
+    room = await two.room(room_id)
+    assert not await two.gaps.backfill(room, 10), "the history before her join is not to be had"
+    asked = two.wire.asked.count("one.example backfill")
+    for _ in range(3):
+        assert not await two.gaps.backfill(room, 10)
+    assert two.wire.asked.count("one.example backfill") == asked, "it is not asked for at every page"
+
+
+async def test_several_page_back_at_once(village: Village) -> None:
+    one, two = await village.home("one.example"), await village.home("two.example")
+    room_id = await one.creates("anna")
+    said = [await one.says("anna", room_id) for _ in range(30)]
+    await two.joins("ben", room_id, "one.example")
+    room = await two.room(room_id)
+    await asyncio.gather(*(two.gaps.backfill(room, 30) for _ in range(4)))
+    assert two.wire.asked.count("one.example backfill") == 1, "one of them asks, for all"
+    timeline = await two.timeline(room_id)
+    assert {event.id for event in said} <= set(timeline) and len(timeline) == len(set(timeline)), "each event once"
+    assert not {event.id for event in said} & set(await two.timeline(room_id, history=False)), "history is no news"
+    assert list((await two.room(room_id)).extremities) == list((await one.room(room_id)).extremities)
+    await two.agrees_with_its_disk(room_id)
+
+
+async def test_a_redaction_in_the_history_takes_back(village: Village) -> None:
+    one, two = await village.home("one.example"), await village.home("two.example")
+    room_id = await one.creates("anna")
+    said = await one.says("anna", room_id)
+    redaction = await one.takes_back("anna", room_id, said.id)
+    await one.says("anna", room_id)
+    await two.joins("ben", room_id, "one.example")
+    await two.gaps.backfill(await two.room(room_id), 50)
+    assert (await two.row(said.id)).redacted_by == redaction.id, "what was taken back before we came stays so"
+
+
+async def test_an_old_branch_that_comes_to_light_changes_nothing_now(
+    village: Village, pair: tuple[str, Home, Home]
+) -> None:
+    room_id, one, two = pair
+    await one.sets("anna", room_id, "m.room.name", {"name": "now"})
+    before = await one.state(room_id)
+    said = [await one.says("anna", room_id) for _ in range(3)]
+    deep = await two.forges("ben", room_id, after=[said[0]], depth=2**53 - 1)
+    await one.receives("two.example", room_id, deep)
+    assert await one.state(room_id) == before, "a branch off an old event leaves the state alone"
+    after = await one.says("anna", room_id)
+    assert after.depth == 2**53 - 1, "a depth is never more than the standard's most"
+    assert set(after.prev_events) == {said[2].id, deep.id}, "and both ends are tied together"
+    await village.delivers_all()
+    assert after.id in await two.timeline(room_id), "the others take it"
+    last = await one.says("anna", room_id)
+    assert (await one.timeline(room_id))[-1] == last.id
+
+
+async def test_a_server_that_lies_about_the_state_gets_nothing_in(
+    village: Village, pair: tuple[str, Home, Home]
+) -> None:
+    room_id, one, two = pair
+    await two.says("ben", room_id)
+    await village.loses(two, one)
+    follows = await two.says("ben", room_id)
+    other = await two.creates("ben")
+    foreign = [event_id for event_id in (await two.state(other)).values()]
+
+    async def lie(target: str, content: object) -> dict[str, Any]:
+        return {"pdu_ids": foreign, "auth_chain_ids": []}
+
+    village.instead[("two.example", "get_missing_events")] = nothing
+    village.instead[("two.example", "state_ids")] = lie
+    before = await one.state(room_id)
+    assert (await one.receives("two.example", room_id, follows))[follows.id], "such a state is no state of this room"
+    assert await one.state(room_id) == before
