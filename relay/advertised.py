@@ -19,7 +19,15 @@ SPEC_VERSIONS = [
 
 
 class Advertised(Part):
-    def __init__(self, server_name: str, public_base_url: str | None, default_room_version: str, *, transports: Sequence[Mapping[str, Any]] = (), capabilities: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        server_name: str,
+        public_base_url: str | None,
+        default_room_version: str,
+        *,
+        transports: Sequence[Mapping[str, Any]] = (),
+        capabilities: Mapping[str, Any] | None = None,
+    ) -> None:
         """`transports` are those of MatrixRTC; `capabilities` what other parts can do beside those listed here."""
         self._server_name = server_name
         self._base_url = public_base_url
@@ -41,13 +49,20 @@ class Advertised(Part):
             "versions": SPEC_VERSIONS,
             "unstable_features": {
                 "org.matrix.e2e_cross_signing": True,
+                "org.matrix.msc3030": True,
+                "org.matrix.msc3030.stable": True,
                 "org.matrix.msc3814": True,
+                "org.matrix.msc3827.stable": True,
                 "org.matrix.msc3916.stable": True,
                 "org.matrix.msc4140": True,
                 "org.matrix.msc4143": True,
                 "org.matrix.msc4222": True,
-                "org.matrix.msc4380.stable": False,
+                "org.matrix.msc4380": True,
+                "org.matrix.msc4380.stable": True,
                 "org.matrix.simplified_msc3575": True,
+                "uk.half-shot.msc2666.query_mutual_rooms": True,
+                "uk.half-shot.msc2666.query_mutual_rooms.stable": True,
+                "uk.tcpip.msc4133.stable": True,
             },
         }
 
@@ -66,6 +81,7 @@ class Advertised(Part):
                 "m.profile_fields": {"enabled": True},
                 "m.3pid_changes": {"enabled": False},
                 "m.get_login_token": {"enabled": False},
+                "m.forget_forced_upon_leave": {"enabled": False},
                 **self._more,
                 **rank,
             }

@@ -258,7 +258,9 @@ class Calls(Section, frozen=True):
     Example: https://calls.example.org/livekit/jwt"""
 
     def __post_init__(self) -> None:
-        if self.livekit_service_url is not None and not re.match(r"https?://[^/\s]+(/\S*)?\Z", self.livekit_service_url):
+        if self.livekit_service_url is not None and not re.match(
+            r"https?://[^/\s]+(/\S*)?\Z", self.livekit_service_url
+        ):
             raise ValueError("livekit_service_url is a whole address, such as https://calls.example.org/livekit/jwt")
 
 

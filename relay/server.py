@@ -31,8 +31,9 @@ from federation.joins import Joins
 from federation.keyring import Keyring
 from federation.media import ServesMedia
 from federation.notary import Notary
+from federation.openid import UserInfo
 from federation.outbox import Outbox
-from federation.outward import Outward, tls_context
+from federation.outward import Outward, Posting, tls_context
 from federation.queries import Queries
 from federation.spaces import Hierarchy
 from federation.xmatrix import XMatrix
@@ -41,6 +42,8 @@ from relay.absent import Absent
 from relay.accounts.account import Account
 from relay.accounts.devices import Devices
 from relay.accounts.login import Login
+from relay.accounts.moderated import Moderated, Restrained, RestrainedDoors
+from relay.accounts.openid import OpenId
 from relay.accounts.passwords import Passwords
 from relay.accounts.reauth import Reauth
 from relay.accounts.register import Register
@@ -51,14 +54,16 @@ from relay.advertised import Advertised
 from relay.bell import Bell
 from relay.clock import Clock, SystemClock
 from relay.config import Listener, Settings
-from relay.db import Database, Query
+from relay.db import Database
 from relay.departures import Departures
 from relay.doors import AloneDoors, OpenDoors, Together
 from relay.ephemeral.presence import Presence
 from relay.ephemeral.receipts import Receipts
 from relay.ephemeral.typing_notices import TypingNotices
+from relay.inspection import Inspection
 from relay.keys.backup import KeyBackup
 from relay.keys.cross_signing import CrossSigning
+from relay.keys.dehydrated import Dehydrated
 from relay.keys.device_keys import DeviceKeys
 from relay.keys.device_lists import DeviceLists
 from relay.keys.one_time_keys import OneTimeKeys
@@ -71,6 +76,7 @@ from relay.media.remote_copies import RemoteCopies
 from relay.media.routes import Media
 from relay.part import Part
 from relay.people.account_data import AccountData
+from relay.people.calls import Calls, transports
 from relay.people.filters import Filters, parse_event_filter
 from relay.people.following import Following
 from relay.people.invite_blocking import InviteBlocking
@@ -78,12 +84,18 @@ from relay.people.profile import Profiles
 from relay.people.tags import Tags
 from relay.people.user_search import UserSearch
 from relay.protocol.seal import Seal
+from relay.push.badges import Badges
+from relay.push.gateway import Gateway
+from relay.push.notifications import Notifications
+from relay.push.pushers import Pushers
 from relay.push.rules import PushRules
 from relay.push.unread import Unread
 from relay.rooms.afar import Afar
 from relay.rooms.append import Appender
 from relay.rooms.create import Creator
 from relay.rooms.dates import Dates
+from relay.rooms.delayed import CAPABILITIES as DELAYED_CAPABILITIES
+from relay.rooms.delayed import DelayedEvents
 from relay.rooms.directory import Directory
 from relay.rooms.gaps import Gaps
 from relay.rooms.intake import Intake
@@ -108,7 +120,6 @@ from relay.sync.sliding import SlidingSync
 from relay.sync.sliding_extensions import SlidingExtensions
 from relay.sync.sliding_lists import RoomOrders
 from relay.sync.sliding_rooms import SlidingRooms
-from relay.tables import OWN
 from relay.web import Web
 
 log = structlog.get_logger("server")
@@ -118,29 +129,6 @@ CERTIFICATE_LOOK_SECONDS = 60.0
 STOP_SECONDS = 5.0
 
 Command = Callable[..., Awaitable[Any]]
-
-
-# From the loosest to the strictest.
-LEVELS = ("open", "standard", "strict")
-MAX_FINDINGS_SHOWN = 20
-
-
-class NotSealed(Exception):
-    """The configuration asks for a stricter seal than the database keeps."""
-
-    def __init__(self, level: str, findings: list[dict[str, Any]]) -> None:
-        shown = [f"  {one['table']} {one['row']}: {one['text']}" for one in findings[:MAX_FINDINGS_SHOWN]]
-        more = [f"  and {len(findings) - MAX_FINDINGS_SHOWN} more"] if len(findings) > MAX_FINDINGS_SHOWN else []
-        super().__init__(
-            "\n".join(
-                [
-                    f"privacy.seal is {level}, but the database holds {len(findings)} rows from a looser time:",
-                    *shown,
-                    *more,
-                    "`relay seal` redacts them for good. Or set privacy.seal back in the config.",
-                ]
-            )
-        )
 
 
 class Server:
@@ -161,8 +149,15 @@ class Server:
         db = Database(self.data_dir / settings.database.path, bell, settings.database.reader_threads)
         seal = Seal(settings.privacy.seal, settings.privacy.allow)
         account_data = AccountData(db)
-        invite_blocking = InviteBlocking(account_data)
-        doors = Together([OpenDoors() if settings.federation.enabled else AloneDoors(), invite_blocking])
+        rooms = Rooms(db, name)
+        invite_blocking = InviteBlocking(account_data, rooms)
+        passwords = Passwords(settings.accounts.password_hash_parallel)
+        users = Users(db, name, passwords, clock)
+        restrained = Restrained(users)
+        restrained_doors = RestrainedDoors(restrained)
+        doors = Together(
+            [OpenDoors() if settings.federation.enabled else AloneDoors(), restrained_doors, invite_blocking]
+        )
         departures = Departures(name)
 
         # Other servers, as far as we ask them.
@@ -171,6 +166,9 @@ class Server:
         lookups = SystemLookups()
         ca_file = self.data_dir / federation.extra_ca_file if federation.extra_ca_file else None
         outward = Outward(lookups, rule, tls_context(ca_file))
+        # Push gateways have connections of their own: slow ones must not use up those of the federation.
+        plain_http = rule.here or rule.private
+        to_gateways = Outward(lookups, rule, tls_context(ca_file), plain=plain_http)
         discovery = Discovery(lookups, outward, clock)
         backoff = Backoff(clock, least=federation.outbox_backoff_min, most=federation.outbox_backoff_max)
         timeout = federation.request_timeout.seconds
@@ -179,8 +177,6 @@ class Server:
         remote = Client(connections, keyring)
 
         # Accounts.
-        passwords = Passwords(settings.accounts.password_hash_parallel)
-        users = Users(db, name, passwords, clock)
         sessions = Sessions(db, bell, clock, settings.accounts.access_token_lifetime)
         tokens = RegistrationTokens(db, clock, settings.registration)
         reauth = Reauth(users, tokens, limits, clock)
@@ -188,9 +184,10 @@ class Server:
         login = Login(db, users, devices, doors, limits, settings.public_base_url)
         register = Register(db, users, devices, reauth, tokens, doors, settings.registration)
         account = Account(db, users, sessions, devices, reauth)
+        moderated = Moderated(db, users, sessions, devices, account, restrained)
+        openid = OpenId(users, clock)
 
         # Rooms.
-        rooms = Rooms(db, name)
         appender = Appender(rooms)
         profiles = Profiles(db, users, rooms, doors, remote, open_to_everyone=settings.privacy.profiles_open)
         intake = Intake(remote, seal)
@@ -212,6 +209,7 @@ class Server:
         summaries = Summaries(db, rooms, members, directory, remote)
         dates = Dates(db, rooms, viewing, remote, gaps.backfill)
         upgrades = Upgrades(db, rooms, sender, creator, seal, doors)
+        delayed = DelayedEvents(db, clock, rooms, sender, seal, limits)
         grace = _Looping(Grace(db, clock, settings.privacy.redacted_grace).run)
 
         # Keys.
@@ -226,6 +224,7 @@ class Server:
             db, published, device_lists, remote_lists, one_time_keys, cross_signing, signatures, to_device, devices, name,
         )  # fmt: skip
         backup = KeyBackup(db, seal)
+        dehydrated = Dehydrated(db, devices, published, device_lists, one_time_keys, cross_signing)
 
         # What passes, what is counted, what is stored beside.
         receipts = Receipts(db, clock, rooms, departures, name)
@@ -233,6 +232,12 @@ class Server:
         presence = Presence(settings.presence.enabled, bell, clock, rooms, departures, name)
         push_rules = PushRules(db)
         unread = Unread(db, rooms, push_rules, receipts, account_data.ignored_known)
+        badges = Badges(db, rooms, unread, receipts, push_rules)
+        pushers = Pushers(db, clock, devices, plain_http=plain_http)
+        gateway = Gateway(
+            db, bell, clock, rooms, push_rules, badges, pushers, Posting(to_gateways), account_data.ignored_users,
+        )  # fmt: skip
+        notifications = Notifications(db, rooms, push_rules, badges, account_data.ignored_users)
         copies = RemoteCopies(db, clock, settings.media, seal, remote, media_folder / "remote")
         media = Media(db, clock, settings.media, seal, doors, copies, name, media_folder / "local")
 
@@ -246,26 +251,31 @@ class Server:
         account_data.provided["m.fully_read"] = receipts.provide_fully_read
         account.on_deactivated += [
             profiles.forget, account_data.forget, filters.forget, push_rules.forget, backup.forget,
-            cross_signing.forget,
+            cross_signing.forget, pushers.forget, delayed.forget,
         ]  # fmt: skip
-        devices.on_device_deleted.append(device_keys.device_deleted)
+        devices.on_device_deleted += [device_keys.device_deleted, pushers.device_deleted, dehydrated.device_deleted]
+        write_routes.delayed = delayed.asked
+        restrained_doors.sender_of = rooms.sender_of
         devices.is_signing_key = cross_signing.is_signing_key
 
         # /sync.
         self._parts: list[Part] = [
-            Advertised(name, settings.public_base_url, settings.rooms.default_version), Absent(),
+            Advertised(
+                name, settings.public_base_url, settings.rooms.default_version,
+                transports=transports(settings.calls.livekit_service_url), capabilities=DELAYED_CAPABILITIES,
+            ), Absent(), Calls(settings.turn, settings.calls, clock), openid, moderated, delayed, dehydrated,
             departures, users, sessions, tokens, devices, login, register, account,
             rooms_part, timeline, Relations(db, viewing), directory, write_routes, grace,
             summaries, Spaces(summaries, clock), dates, upgrades, MutualRooms(rooms), Following(db, rooms, account_data, push_rules),
             profiles, account_data, Tags(db, account_data), filters, UserSearch(db, users, rooms, profiles),
             published, device_lists, remote_lists, signatures, to_device, one_time_keys, cross_signing, device_keys, backup,
-            receipts, typing, presence, push_rules, unread, copies, media,
+            receipts, typing, presence, push_rules, unread, pushers, gateway, notifications, copies, media,
         ]  # fmt: skip
         sync_rooms = SyncRooms(db, rooms, viewing)
         gather = Gather(rooms, bell, sync_rooms, self._parts, account_data.ignored_users)
-        gather.hides_invite = invite_blocking.hides
         self._sync = ClassicSync(db, bell, clock, gather, filters, sessions.require_alive, presence.seen)
         orders = RoomOrders(db, bell, rooms, account_data)
+        gather.hides_invite = orders.hides_invite = invite_blocking.hides
         tells = SlidingRooms(db, rooms, viewing, sync_rooms, unread)
         beside = SlidingExtensions(
             db, rooms, to_device, device_lists, one_time_keys, account_data, push_rules, receipts, typing
@@ -287,21 +297,20 @@ class Server:
             Queries(name, VERSION, directory, profiles, device_keys, one_time_keys),
             Inbound(rooms, receiver, invites=invites, edus=edus), invites, Answers(name, db, clock, rooms, asking, chains),
             Joins(db, rooms, sender, members, receiver, remote, asking, chains, key),
-            Hierarchy(summaries), DatesAnswers(asking, dates),
+            Hierarchy(summaries), DatesAnswers(asking, dates), UserInfo(openid),
         ]  # fmt: skip
 
         routes = [route for part in self._parts for route in part.routes()]
         self.web = Web(routes, sessions, xmatrix if federation.enabled else None, limits)
         self.db, self.bell, self.rooms, self.outbox = db, bell, rooms, outbox
         self._closing = [passwords.close, media.store.close, copies.store.close, keyring.close]
-        self._closing_later = [outward.close, lookups.close]
+        self._closing_later = [outward.close, to_gateways.close, lookups.close]
+        self._inspection = Inspection(db, rooms, self._parts, settings.privacy.seal)
         self.commands: Mapping[str, Command] = {
             **account.commands(),
             **tokens.commands(),
-            "audit": self._audit,
-            "check": self._check,
-            "columns": self._columns,
-            "seal": self._seal,
+            **moderated.commands(),
+            **self._inspection.commands(),
             "status": self._status,
         }
 
@@ -315,7 +324,7 @@ class Server:
 
     async def start(self) -> None:
         """Listeners and loops. Raises OSError where a port is not to be had, NotSealed."""
-        await self._require_sealed()
+        await self._inspection.require_sealed()
         for listener in self.settings.listeners:
             await self._listen(listener)
         self._loops = asyncio.create_task(self._run_parts(), name="parts")
@@ -385,74 +394,8 @@ class Server:
         """The ports that are listened on, in the order of the listeners; for tests that let the system choose."""
         return [address[1] for runner in self._runners for address in runner.addresses]
 
-    # --- commands
-
-    async def _require_sealed(self) -> None:
-        """A stricter seal than the one that wrote the database: nothing that it forbids may lie there."""
-        level = self.settings.privacy.seal
-        before = await self.db.note("seal")
-        if before is not None and LEVELS.index(level) > LEVELS.index(before):
-            found = (await self._audit())["findings"]
-            if found:
-                raise NotSealed(level, found)
-        if before != level:
-            await self.db.take_note("seal", level)
-
-    async def _seal(self) -> dict[str, Any]:
-        """Redacts what the present seal does not allow."""
-
-        def reseal(query: Query) -> dict[str, int]:
-            return {type(part).__name__: changed for part in self._parts if (changed := part.reseal(query))}
-
-        with self.db.write() as tx:
-            tx.call(reseal)
-        changed = await tx
-        for room_id in list(self.rooms.loaded_ids()):
-            room = self.rooms.loaded(room_id)
-            if room is not None:
-                self.rooms.drop(room)
-        return {"changed": changed}
-
     async def _status(self) -> dict[str, Any]:
         return {"server_name": self.settings.server_name, "version": VERSION, "pos": self.db.stable_pos()}
-
-    async def _check(self) -> list[dict[str, Any]]:
-        damage = await self.db.damage()
-        if damage is None:
-            return [{"severity": "ok", "what": "The database is sound.", "todo": ""}]
-        return [
-            {
-                "severity": "error",
-                "what": f"The database is damaged: {damage}",
-                "todo": "Stop the relay, keep a copy of the data folder, and restore the latest backup.",
-            }
-        ]
-
-    async def _columns(self) -> list[dict[str, Any]]:
-        schemas = [*(part.schema for part in self._parts if part.schema is not None), OWN]
-        return [
-            {
-                "table": table.name,
-                "rule": table.rule,
-                "columns": [{"column": c, "purpose": why, "kept": kept} for c, (why, kept) in table.columns.items()],
-            }
-            for schema in schemas
-            for table in schema.tables
-        ]
-
-    async def _audit(self) -> dict[str, Any]:
-        def walk(query: Query) -> dict[str, Any]:
-            counts: dict[str, int] = {}
-            findings = []
-            for part in self._parts:
-                counted, found = part.audit(query)
-                counts.update(counted)
-                findings += [{"table": f.table, "row": f.row, "text": f.text} for f in found]
-            for table in OWN.tables:
-                counts[f"{table.name}: {table.rule}"] = int(query.value(f"SELECT count(*) FROM {table.name}"))
-            return {"counts": counts, "findings": findings}
-
-        return await self.db.read(walk)
 
 
 class _Looping(Part):

@@ -116,7 +116,7 @@ async def _opened(data_dir: Path, settings: Settings) -> Server:
 
 
 async def _started(server: Server, settings: Settings) -> None:
-    from relay.server import NotSealed
+    from relay.inspection import NotSealed
 
     try:
         await server.start()

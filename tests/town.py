@@ -84,7 +84,7 @@ class House:
         self.name = f"localhost:{self.federation_port}"
         self.url = f"http://127.0.0.1:{self.client_port}"
         self.folder = town.folder / nickname
-        self.folder.mkdir(mode=0o700)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         (self.folder / "ca.crt").write_bytes(town.authority.certificate_file.read_bytes())
         town.authority.certify(self.folder, "localhost", "127.0.0.1")
         if "limits:" not in settings:

@@ -174,7 +174,11 @@ def _encrypted(data: dict[str, Any]) -> bytes:
     get_string(data, "algorithm")
     for key, value in data.items():
         # Beside the algorithm's name there are ciphertext, nonces and numbers, whatever the algorithm.
-        fits = shapes.is_name(value) if key == "algorithm" else type(value) is int or (type(value) is str and is_base64(value))
+        fits = (
+            shapes.is_name(value)
+            if key == "algorithm"
+            else type(value) is int or (type(value) is str and is_base64(value))
+        )
         if not shapes.is_name(key) or not fits or len(data) > MAX_DATA_KEYS:
             raise Refused("The device_data are not encrypted. A dehydrated device is kept here only as ciphertext.")
     raw = orjson.dumps(data)

@@ -9,14 +9,16 @@ from __future__ import annotations
 from relay.doors import OpenDoors
 from relay.errors import Forbidden
 from relay.people.account_data import AccountData
+from relay.rooms.rooms import Rooms
 
 # The second is what clients wrote before v1.18.
 CONFIG_TYPES = ("m.invite_permission_config", "org.matrix.msc4380.invite_permission_config")
 
 
 class InviteBlocking(OpenDoors):
-    def __init__(self, account_data: AccountData) -> None:
+    def __init__(self, account_data: AccountData, rooms: Rooms) -> None:
         self._account_data = account_data
+        self._rooms = rooms
 
     async def invite(self, sender: str, target: str, room_id: str) -> None:
         if await self.blocks(target):
@@ -33,6 +35,11 @@ class InviteBlocking(OpenDoors):
             if not room_id and isinstance(content, dict)
         )
 
-    async def hides(self, user_id: str, inviter: str) -> bool:
+    async def hides(self, user_id: str, invite_id: str) -> bool:
         """Whether an invite that is there already is kept from her clients."""
-        return inviter in await self._account_data.ignored_users(user_id) or await self.blocks(user_id)
+        ignored = await self._account_data.ignored_users(user_id)
+        if ignored:
+            invite = await self._rooms.event(invite_id)
+            if invite is not None and invite.event.sender in ignored:
+                return True
+        return await self.blocks(user_id)

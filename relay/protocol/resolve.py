@@ -95,7 +95,11 @@ def _full_conflicted_set(
     difference = set[str]().union(*chains) - chains[0].intersection(*chains[1:])
     difference -= conflicted
     if difference:
-        difference -= _with_auth_chain(unconflicted.values(), events)
+        # Mostly the unconflicted events that were met on the way say it; the others are looked at only if they must be.
+        agreed = set(unconflicted.values())
+        difference -= _with_auth_chain(agreed.intersection(set[str]().union(*chains)), events)
+        if difference:
+            difference -= _with_auth_chain(agreed, events)
     full = conflicted | difference
     if version.state_res == "v2.1":
         full |= _conflicted_subgraph(conflicted, events)

@@ -14,6 +14,7 @@ from relay.ephemeral.receipts import PRIVATE, READ, UNTHREADED, Receipts
 from relay.ephemeral.threads import MAIN, relation_of
 from relay.push.rules import PushRules
 from relay.push.unread import Unread
+from relay.rooms.room import Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.store import Stored
 
@@ -34,12 +35,16 @@ class Badges:
         # Called with the user where the number may have become smaller without an event to tell of.
         self.on_fall: list[Callable[[str], None]] = []
         receipts.on_read.append(self._fall)
-        rooms.on_membership.append(lambda room, user_id, before, now, pos: self._fall(user_id, room.room_id))
+        rooms.on_membership.append(self._membership_changed)
         rules.on_change.append(self._drop)
 
     def changed(self, user_id: str, room_id: str) -> None:
         if user_id in self._known:
             self._stale.setdefault(user_id, set()).add(room_id)
+
+    def _membership_changed(self, room: Room, user_id: str, before: str | None, now: str, pos: int) -> None:
+        if now != "invite":  # of an invite she is told by itself
+            self._fall(user_id, room.room_id)
 
     def _fall(self, user_id: str, room_id: str) -> None:
         self.changed(user_id, room_id)

@@ -9,7 +9,7 @@ Spec: client-server-api/#push-notifications, push-gateway-api.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
@@ -24,7 +24,6 @@ from relay.protocol.pushrules import EventView
 from relay.push.badges import Badges
 from relay.push.pushers import Pusher, Pushers
 from relay.push.rules import PushRules
-from relay.push.unread import IgnoredBy
 from relay.remote import Posts
 from relay.rooms import format
 from relay.rooms.room import Room
@@ -99,7 +98,7 @@ class Gateway(Part):
         badges: Badges,
         pushers: Pushers,
         posts: Posts,
-        ignored_by: IgnoredBy,
+        ignored_by: Callable[[str], Awaitable[frozenset[str]]],
     ) -> None:
         self._db = db
         self._bell = bell
@@ -212,7 +211,7 @@ class Gateway(Part):
         if one.event.sender == user_id:
             self._fell(user_id)  # who sends has read what was there
             return []
-        if one.event.sender in self._ignored_by(user_id):
+        if one.event.sender in await self._ignored_by(user_id):
             return []
         ruleset = self._rules.known(user_id) or await self._rules.ruleset(user_id)
         actions = ruleset.evaluate(view, user_id)

@@ -6,7 +6,7 @@ Spec: client-server-api/#get_matrixclientv3notifications.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from relay.db import Database, Query, Row
@@ -16,7 +16,6 @@ from relay.protocol.pushrules import EventView
 from relay.protocol.versions import VERSIONS
 from relay.push.badges import Badges
 from relay.push.rules import PushRules
-from relay.push.unread import IgnoredBy
 from relay.rooms import format, store
 from relay.rooms.rooms import Rooms
 from relay.rooms.store import Stored
@@ -31,7 +30,14 @@ MAX_EVENTS_A_LOOK = 500
 
 
 class Notifications(Part):
-    def __init__(self, db: Database, rooms: Rooms, rules: PushRules, badges: Badges, ignored_by: IgnoredBy) -> None:
+    def __init__(
+        self,
+        db: Database,
+        rooms: Rooms,
+        rules: PushRules,
+        badges: Badges,
+        ignored_by: Callable[[str], Awaitable[frozenset[str]]],
+    ) -> None:
         self._db = db
         self._rooms = rooms
         self._rules = rules
@@ -76,7 +82,7 @@ class Notifications(Part):
 
     async def _told(self, user_id: str, one: Stored, highlights: bool) -> dict[str, Any] | None:
         room = await self._rooms.get(one.event.room_id)
-        if room is None or one.redacted_by is not None or one.event.sender in self._ignored_by(user_id):
+        if room is None or one.redacted_by is not None or one.event.sender in await self._ignored_by(user_id):
             return None
         levels = await room.levels() if "m.mentions" in one.event.content else None
         view = EventView.of(one.event, member_count=room.joined_count, levels=levels)

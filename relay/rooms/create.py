@@ -88,6 +88,9 @@ class Creator:
         alias = self._alias(body)
         creation = self._creation_content(version, body, preset, user_id, invited)
         await self._doors.create_room(user_id, creation)
+        if len(invited) == 1 and server_of(invited[0]) == self._server_name:
+            # A conversation with one who takes no invites is not begun at all.
+            await self._doors.invite(user_id, invited[0], "")
         plan = await self._plan(version, body, preset, user_id, invited, alias, creation)
         for type, _, content in plan:
             await self._sender.adopt(type, content)

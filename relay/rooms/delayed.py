@@ -47,7 +47,9 @@ ACTIONS = ("send", "cancel", "restart")
 NOT_DELAYED = frozenset({"m.room.create", "m.room.member", "m.room.canonical_alias"})
 REDACTION = "m.room.redaction"
 
-CAPABILITY = {"max_delay_ms": MAX_DELAY_MS, "max_scheduled": MAX_SCHEDULED}
+CAPABILITIES = {
+    "org.matrix.msc4140.delayed_events": {"max_delay_ms": MAX_DELAY_MS, "max_scheduled": MAX_SCHEDULED},
+}
 
 
 class DelayedEvents(Part):
@@ -66,7 +68,9 @@ class DelayedEvents(Part):
 
     def routes(self) -> Iterable[Route]:
         one = f"{UNSTABLE}/delayed_events/{{delayId}}"
-        yield Route("PUT", f"{UNSTABLE}/rooms/{{roomId}}/delayed_event/{{eventType}}/{{txnId}}", self._put, limit="messages")
+        yield Route(
+            "PUT", f"{UNSTABLE}/rooms/{{roomId}}/delayed_event/{{eventType}}/{{txnId}}", self._put, limit="messages"
+        )
         yield Route("GET", f"{UNSTABLE}/delayed_events", self._list)
         yield Route("GET", one, self._get)
         yield Route("POST", one, self._act_by_body, auth="optional", limit="messages")
@@ -80,7 +84,9 @@ class DelayedEvents(Part):
         if type(delay) is not int or delay <= 0:
             raise InvalidParam("The key delay_ms is a number of milliseconds above 0.")
         if delay > MAX_DELAY_MS:
-            raise Forbidden(f"An event can wait for {MAX_DELAY_MS} ms at most. Schedule it later, or restart its delay.")
+            raise Forbidden(
+                f"An event can wait for {MAX_DELAY_MS} ms at most. Schedule it later, or restart its delay."
+            )
         params = request.params
         state_key = get_optional_string(body, "state_key")
         delay_id = await self.schedule(
@@ -96,13 +102,11 @@ class DelayedEvents(Part):
             return None
         delay = request.query_int(PARAMETER, 0, low=1)
         if delay > MAX_DELAY_MS:
-            raise ApiError(
-                f"An event can wait for {MAX_DELAY_MS} ms at most.",
-                **{
-                    "org.matrix.msc4140.errcode": "M_MAX_DELAY_EXCEEDED",
-                    "org.matrix.msc4140.max_delay": MAX_DELAY_MS,
-                },
-            )
+            extra: dict[str, Any] = {
+                "org.matrix.msc4140.errcode": "M_MAX_DELAY_EXCEEDED",
+                "org.matrix.msc4140.max_delay": MAX_DELAY_MS,
+            }
+            raise ApiError(f"An event can wait for {MAX_DELAY_MS} ms at most. Schedule it later.", **extra)
         params = request.params
         delay_id = await self.schedule(
             request.who, params["roomId"], params["eventType"], state_key, request.json(), delay,
@@ -305,9 +309,7 @@ class DelayedEvents(Part):
 
     async def _sweep(self) -> None:
         with self._db.write() as tx:
-            tx.run(
-                "DELETE FROM delayed_events WHERE outcome <> 0 AND ended_ts < $1", self._clock.now() - ENDED_KEPT_MS
-            )
+            tx.run("DELETE FROM delayed_events WHERE outcome <> 0 AND ended_ts < $1", self._clock.now() - ENDED_KEPT_MS)
         await tx
 
     # --- going, and what the operator asks

@@ -94,20 +94,22 @@ class Delayed:
         }
         if self.state_key is not None:
             shown["state_key"] = self.state_key
-        for name, value in (("finalised_ts", self.ended_ts), ("event_id", self.event_id), ("error", self.error)):
-            if value is not None:
-                shown[name] = value
-        return shown
+        ended = {"finalised_ts": self.ended_ts, "event_id": self.event_id, "error": self.error}
+        return {**shown, **{name: value for name, value in ended.items() if value is not None}}
 
 
 _COLUMNS = (
     "delay_id, user_id, device_id, room_id, type, state_key, redacts, content, replaces, delay_ms, since_ts, outcome,"
     " ended_ts, event_id, error"
 )
+_AS_JSON = (7, 14)
 
 
 def _delayed(row: Row) -> Delayed:
-    return Delayed(*row[:7], orjson.loads(row[7]), *row[8:14], orjson.loads(row[14]) if row[14] is not None else None)
+    values = list(row)
+    for number in _AS_JSON:
+        values[number] = orjson.loads(values[number]) if values[number] is not None else None
+    return Delayed(*values)
 
 
 def find(query: Query, delay_id: str) -> Delayed | None:

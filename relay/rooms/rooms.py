@@ -283,6 +283,9 @@ class Rooms:
 
         return await self.db.read(find)
 
+    async def sender_of(self, event_id: str) -> str | None:
+        return await self.db.read(lambda query: query.value("SELECT sender FROM events WHERE event_id = $1", event_id))
+
     def new_events(self, query: Query, after_pos: int, upto_pos: int, limit: int) -> list[Stored]:
         """What came into any timeline in (after_pos, upto_pos], in order of arrival. For followers of the log."""
         rows = query.all(

@@ -18,7 +18,7 @@ from relay.rooms.rooms import Membership, Rooms
 from relay.sync.rooms import RoomAsk, SyncRooms
 from relay.sync.token import Token
 
-# Whether a person's clients are not to see that somebody invited her.
+# (user, invite's event ID) -> whether her clients are not to see it.
 HidesInvite = Callable[[str, str], Awaitable[bool]]
 IgnoredBy = Callable[[str], Awaitable[frozenset[str]]]
 
@@ -185,19 +185,14 @@ class Gather:
         room = await self._rooms.get(room_id)
         if room is None:
             return
-        if mine.membership == "invite" and await self._hidden(mine, user_id):
+        hides = self.hides_invite
+        if mine.membership == "invite" and hides is not None and await hides(user_id, mine.event_id):
             return
         events = await self._sync_rooms.stripped(room, user_id)
         if mine.membership == "invite":
             gathered.invited[room_id] = {"invite_state": {"events": events}}
         else:
             gathered.knocked[room_id] = {"knock_state": {"events": events}}
-
-    async def _hidden(self, mine: Membership, user_id: str) -> bool:
-        invite = await self._rooms.event(mine.event_id)
-        if invite is None or self.hides_invite is None:
-            return False
-        return await self.hides_invite(user_id, invite.event.sender)
 
 
 def _apply_filter(share: SyncShare, filter: Filter) -> None:

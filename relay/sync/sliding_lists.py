@@ -10,7 +10,7 @@ import asyncio
 import itertools
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,8 @@ class RoomOrders:
         self._bell = bell
         self._rooms = rooms
         self._account_data = account_data
+        # (user, invite's event ID) -> whether her clients are not to see it; the server sets it to `InviteBlocking.hides`.
+        self.hides_invite: Callable[[str, str], Awaitable[bool]] | None = None
         # Derived from memberships, the rooms' timelines and account data; follows the bell.
         self._orders: OrderedDict[str, RoomOrder] = OrderedDict()
         # Room -> its kind. A room that gets encrypted rings; then it is looked at again.
@@ -163,6 +165,9 @@ class RoomOrders:
                 await self._follow(user_id, order, changed, upto)
             if TOPIC in topics:
                 await self._follow_account_data(user_id, order)
+                # She may block invites now, or ignore somebody; or not any more.
+                invites = [room_id for room_id, one in mine.items() if one.membership == "invite"]
+                await self._follow(user_id, order, invites, upto)
         order.upto = upto
 
     # --- where each room stands
@@ -183,7 +188,9 @@ class RoomOrders:
                 else:
                     found[room_id] = max(last, one.since_pos)
             elif one.membership in ("invite", "knock"):
-                found[room_id] = one.pos
+                hides = self.hides_invite if one.membership == "invite" else None
+                if hides is None or not await hides(user_id, one.event_id):
+                    found[room_id] = one.pos
             else:
                 gone.append((room_id, one))
         if unknown or gone:

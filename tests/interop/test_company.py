@@ -90,7 +90,7 @@ async def test_an_invitation_where_somebody_of_that_server_is_in_already(street:
     await they_talk(room, alice, bob, carol, dora)
 
 
-@pytest.mark.parametrize("version", ["3", "5", "10", "12"])
+@pytest.mark.parametrize("version", ["5", "12"])
 async def test_odd_contents_keep_their_hash(street: Street, version: str) -> None:
     """Key order, escapes and numbers, as another implementation writes them: one wrong byte and the content is gone."""
     alice, bob = await street.two(THEIRS)

@@ -94,7 +94,7 @@ async def test_a_gap_that_nobody_fills_is_asked_for_once(
 
 
 async def test_backfill_that_brings_nothing_is_not_repeated(village: Village, pair: tuple[str, Home, Home]) -> None:
-    room_id, one, two = pair
+    room_id, _, two = pair
     village.instead[("one.example", "backfill")] = silence
     room = await two.room(room_id)
     assert not await two.gaps.backfill(room, 10), "the history before her join is not to be had"
@@ -157,7 +157,7 @@ async def test_a_server_that_lies_about_the_state_gets_nothing_in(
     await village.loses(two, one)
     follows = await two.says("ben", room_id)
     other = await two.creates("ben")
-    foreign = [event_id for event_id in (await two.state(other)).values()]
+    foreign = list((await two.state(other)).values())
 
     async def lie(target: str, content: object) -> dict[str, Any]:
         return {"pdu_ids": foreign, "auth_chain_ids": []}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.people import Person, path
+from tests.sync.connection import Connection, a_list
 from tests.town import Town
 
 CONFIG = "m.invite_permission_config"
@@ -48,3 +49,18 @@ async def test_who_is_ignored_does_not_find_out(town: Town) -> None:
     await alice.joins(rooms[bob])
     await _sets(alice, "m.ignored_user_list", {"ignored_users": {}})
     assert await alice.is_invited_to(rooms[carol])
+
+
+async def test_sliding_sync_keeps_them_back_as_well(town: Town) -> None:
+    alice, bob, carol = await town.users("alice@one", "bob@one", "carol@one")
+    rooms = [await person.creates_room(invite=[alice.id]) for person in (bob, carol)]
+    connection = Connection(alice, "list")
+    connection.lists = {"list": a_list(0, 99, required=[])}
+    assert set((await connection.syncs())["rooms"]) == set(rooms)
+    await _sets(alice, "m.ignored_user_list", {"ignored_users": {bob.id: {}}})
+    assert (await connection.syncs())["lists"]["list"]["count"] == 1, "bob's is in no list any more"
+    await _sets(alice, CONFIG, {"default_action": "block"})
+    assert (await connection.syncs())["lists"]["list"]["count"] == 0
+    await _sets(alice, "m.ignored_user_list", {"ignored_users": {}})
+    await _sets(alice, CONFIG, {})
+    assert (await connection.syncs())["lists"]["list"]["count"] == 2
