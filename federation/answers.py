@@ -86,11 +86,11 @@ class Answers(Part):
         return self._transaction(await self._db.read(read))
 
     async def _missing(self, request: Request) -> bytes:
-        room = await self._asking.resident(request.origin, request.params["roomId"])
         body = request.json()
         earliest, latest = get_list(body, "earliest_events"), get_list(body, "latest_events")
         for name, given in (("earliest_events", earliest), ("latest_events", latest)):
             _require_few(name, given)
+        room = await self._asking.resident_until(request.origin, request.params["roomId"], latest)
         limit = min(_number(body, "limit", DEFAULT_MISSING), MAX_MISSING)
         min_depth = _number(body, "min_depth", 0)
         users = users_of(room, request.origin)
@@ -128,8 +128,9 @@ class Answers(Part):
         return await self._chains.answer(version, state_ids, make)
 
     async def _event_auth(self, request: Request) -> bytes:
-        room = await self._asking.resident(request.origin, request.params["roomId"])
-        one = await self._of_room(room, request.params["eventId"])
+        event_id = request.params["eventId"]
+        room = await self._asking.resident_until(request.origin, request.params["roomId"], [event_id])
+        one = await self._of_room(room, event_id)
 
         def make(found: Gathered) -> bytes:
             return orjson.dumps({"auth_chain": found.of_chain()})
@@ -137,10 +138,10 @@ class Answers(Part):
         return await self._chains.answer(room.version, (), make, also=(one.id,))
 
     async def _state_asked(self, request: Request) -> tuple[RoomVersion, list[str]]:
-        room = await self._asking.resident(request.origin, request.params["roomId"])
         event_id = request.query.get("event_id")
         if not event_id:
             raise MissingParam("The parameter event_id is missing: the event before which to look at the state.")
+        room = await self._asking.resident_until(request.origin, request.params["roomId"], [event_id])
         one = await self._of_room(room, event_id)
         return room.version, await state_before(self._db, self._rooms, room, one)
 

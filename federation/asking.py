@@ -9,6 +9,7 @@ Spec: server-server-api/#server-access-control-lists-acls, client-server-api/#ro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import orjson
 
@@ -49,6 +50,23 @@ class Asking:
         if origin not in room.servers:
             raise Forbidden("Nobody on your server is in this room. Join it first.")
         return room
+
+    async def resident_until(self, origin: str, room_id: str, event_ids: Sequence[Any]) -> Room:
+        """The same, or one whose person was put out by one of these events. It can judge that event, and so believe it,
+        only if it gets what lies before; it was in the room then. Otherwise it would think itself in it for ever."""
+        room = await self.admitted(origin, room_id)
+        if origin not in room.servers and not any([await self._put_out(origin, room, e) for e in event_ids]):
+            raise Forbidden("Nobody on your server is in this room. Join it first.")
+        return room
+
+    async def _put_out(self, origin: str, room: Room, event_id: Any) -> bool:
+        one = await self._rooms.event(event_id) if isinstance(event_id, str) else None
+        if one is None or one.room_nid != room.nid or one.rejected or one.event.membership not in ("leave", "ban"):
+            return False
+        if server_of(one.event.state_key or "") != origin or one.replaces is None:
+            return False
+        before = await self._rooms.event(one.replaces)
+        return before is not None and before.event.membership == "join"
 
 
 def users_of(room: Room, server: str) -> list[str]:

@@ -129,7 +129,9 @@ async def test_a_gap_is_filled(street: Street) -> None:
     await hears_at_last(bob, room, middle[-1])
     last = await alice.sends(room)
     assert await bob.sees(last), "what is said now arrives"
-    assert await until(lambda: _has_all(bob, room, first + middle + [last])), "and everything that was missed"
+    assert await until(lambda: _has_all(bob, room, first + middle + [last]), within=20), (
+        "and everything that was missed"
+    )
     heard = await _said(bob, room)
     assert [e for e in heard if e in middle] == middle, "in order, each once"
     assert await bob.reads(room, "m.room.name") == {"name": "Meanwhile"}
@@ -150,8 +152,8 @@ async def test_synapse_asks_us_for_what_it_missed(street: Street) -> None:
     street.town.clock.forward(hours=2)
     silence.ends()
     last = await alice.sends(room)
-    assert await bob.sees(last), "what is said now arrives"
-    assert await until(lambda: _has_all(bob, room, [*missed, last])), "and everything that was missed"
+    assert await bob.sees(last, within=20), "what is said now arrives"
+    assert await until(lambda: _has_all(bob, room, [*missed, last]), within=20), "and everything that was missed"
     heard = await _said(bob, room)
     assert heard == [*missed, last], "in order, each once"
     await bob.leaves(room)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relay.errors import ApiError, InvalidParam, NotFound
+from relay.errors import ApiError, NotFound
 from tests.ephemeral.rooms_house import House
 
 
@@ -177,13 +177,3 @@ async def test_push_rules_are_kept_and_synced(tmp_path: Path) -> None:
         for path in ("content/.dot", "nonsense/a", "content/new?before=none"):
             with pytest.raises(ApiError):
                 await house.ask("bob", "PUT", f"/pushrules/global/{path}", rule)
-
-
-async def test_pushers_come_later(house: House) -> None:
-    assert await house.ask("bob", "GET", "/pushers") == {"pushers": []}
-    assert await house.ask("bob", "POST", "/pushers/set", {"kind": None, "app_id": "a", "pushkey": "k"}) == {}
-    with pytest.raises(ApiError) as refused:
-        await house.ask("bob", "POST", "/pushers/set", {"kind": "http", "app_id": "a", "pushkey": "k"})
-    assert refused.value.status == 400
-    with pytest.raises(InvalidParam):
-        await house.ask("bob", "POST", "/pushers/set", {})

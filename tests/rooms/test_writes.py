@@ -193,8 +193,11 @@ async def test_what_is_deleted_is_not_in_the_file(db: Database, tmp_path: Path) 
         tx.run("DELETE FROM notes")
     await tx
     await db.close()  # the last connection puts the log into the file
-    found = [path.name for path in tmp_path.iterdir() if secret.encode() in path.read_bytes()]
-    assert found == [], "its pages were overwritten"
+    assert files_with(tmp_path, secret) == [], "its pages were overwritten"
+
+
+def files_with(folder: Path, text: str) -> list[str]:
+    return [path.name for path in folder.iterdir() if text.encode() in path.read_bytes()]
 
 
 async def test_an_upgrade_takes_a_copy_and_stands_or_falls_whole(tmp_path: Path) -> None:

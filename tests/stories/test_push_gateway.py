@@ -206,7 +206,7 @@ async def test_what_is_no_gateway_is_refused(town: Town, gateway: Gateway) -> No
     assert await pushkeys(bob) == [], "null removes it"
 
 
-async def test_the_internet_is_not_reached_through_a_pusher(town: Town, gateway: Gateway) -> None:
+async def test_what_may_not_be_reached_is_not_reached_through_a_pusher(town: Town, gateway: Gateway) -> None:
     await town.relay("one", "public_base_url: https://matrix.example.org")
     alice, bob = await town.users("alice@one", "bob@one")
     room = await alice.creates_room(with_=bob)

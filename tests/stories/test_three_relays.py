@@ -124,3 +124,27 @@ async def test_opposing_moderators_end_in_the_same_state_everywhere(town: Town) 
         raise AssertionError("whose power was taken has it no more")
     except Refused as refused:
         assert refused.status == 403
+
+
+async def test_a_kick_is_believed_although_much_was_missed_before_it(town: Town) -> None:
+    alice, bob, carol = await town.users("alice@one", "bob@two", "carol@three")
+    powers = {"users": {alice.id: 100, bob.id: 50}}
+    room = await alice.creates_room(
+        with_=[bob, carol], preset="public_chat", room_version="11", power_level_content_override=powers
+    )
+    for person in (alice, bob):
+        assert await person.notices(lambda person=person: person.membership(room, carol) == "join")
+    town.cut("one", "three")
+    for _ in range(5):
+        assert await bob.sees(await alice.sends(room))
+    town.cut("two", "three")
+    await bob.kicks(room, carol)
+    assert await alice.notices(lambda: alice.membership(room, carol) == "leave")
+    town.mend("two", "three")
+    town.clock.forward(minutes=5)
+    assert await carol.notices(lambda: room in carol.left), "her server is told what it needs to judge the kick"
+    town.mend("one", "three")
+    town.clock.forward(minutes=5)
+    await carol.joins(room, alice.server)
+    sent = await carol.sends(room)
+    assert await alice.sees(sent) and await bob.sees(sent), "so she can come back, instead of talking to nobody"

@@ -21,7 +21,11 @@ REQUIRED = [
 
 
 def a_list(first: int = 0, last: int = 19, *, limit: int = 1, required: Any = None, **filters: Any) -> Json:
-    made = {"ranges": [[first, last]], "timeline_limit": limit, "required_state": REQUIRED if required is None else required}
+    made = {
+        "ranges": [[first, last]],
+        "timeline_limit": limit,
+        "required_state": REQUIRED if required is None else required,
+    }
     return {**made, "filters": filters} if filters else made
 
 
@@ -64,7 +68,9 @@ class Connection:
         """One request from where it stands; nothing is remembered, as if the answer were lost."""
         body = self.body()
         if self.path == ACCEPTED:
-            return await self.person.calls("POST", self.path, {**body, "timeout": timeout, **({"pos": self.pos} if self.pos else {})})
+            return await self.person.calls(
+                "POST", self.path, {**body, "timeout": timeout, **({"pos": self.pos} if self.pos else {})}
+            )
         return await self.person.calls("POST", self.path, body, timeout=timeout, pos=self.pos)
 
     async def syncs(self, timeout: int = 0) -> Json:

@@ -18,7 +18,14 @@ ME = "@me:here"
 STATE = {
     key: (f"${n}", n)
     for n, key in enumerate(
-        [("m.room.create", ""), ("m.room.name", ""), ("m.room.topic", ""), ("m.call.member", "a"), ("m.call.member", "b"), ("x", "a")]
+        [
+            ("m.room.create", ""),
+            ("m.room.name", ""),
+            ("m.room.topic", ""),
+            ("m.call.member", "a"),
+            ("m.call.member", "b"),
+            ("x", "a"),
+        ]
         + [("m.room.member", u) for u in (ME, "@a:x", "@b:y")]
     )
 }
@@ -43,7 +50,10 @@ def _wanted(*pairs: tuple[str, str]) -> Wanted:
         ([("*", "*")], set(STATE)),
         ([("*", "*"), ("m.room.member", "$LAZY")], OTHERS),
         ([("*", "*"), ("m.room.member", "$LAZY"), ("m.room.member", "$ME")], OTHERS | {("m.room.member", ME)}),
-        ([("*", ""), ("m.room.member", "*"), ("m.room.member", "$LAZY")], {k for k in STATE if k[1] == "" or k[0] == "m.room.member"}),
+        (
+            [("*", ""), ("m.room.member", "*"), ("m.room.member", "$LAZY")],
+            {k for k in STATE if k[1] == "" or k[0] == "m.room.member"},
+        ),
     ],
 )
 def test_required_state_selects_what_it_names(pairs: list[tuple[str, str]], expected: set[tuple[str, str]]) -> None:
@@ -57,8 +67,14 @@ def test_rules_that_are_joined_lose_nothing() -> None:
     assert set(all_but_create.select(StateIndex(STATE))) == set(STATE) - {("m.room.create", "")}
     joined = all_but_create.joined_with(_wanted(("m.room.create", "")))
     assert set(joined.select(StateIndex(STATE))) == set(STATE), "what one rule leaves out another may want"
-    both = Config(1, _wanted(("x", "a"))).joined_with(Config(20, _wanted(("m.room.name", ""), ("m.room.member", "$LAZY"))))
-    assert both.limit == 20 and both.wanted.lazy and set(both.wanted.select(StateIndex(STATE))) == {("x", "a"), ("m.room.name", "")}
+    both = Config(1, _wanted(("x", "a"))).joined_with(
+        Config(20, _wanted(("m.room.name", ""), ("m.room.member", "$LAZY")))
+    )
+    assert (
+        both.limit == 20
+        and both.wanted.lazy
+        and set(both.wanted.select(StateIndex(STATE))) == {("x", "a"), ("m.room.name", "")}
+    )
 
 
 def test_a_difference_names_what_is_new_and_what_is_gone() -> None:
@@ -85,7 +101,9 @@ def test_a_view_stays_in_order_whatever_happens() -> None:
         order = sorted(truth, key=lambda r: -truth[r])
         assert [view.index(room) for room in order] == list(range(len(order)))
         assert view.window(asked) == order[0:3] + order[5:7]
-        assert {room for room in truth if view.holds(asked, room)} == set(view.window(asked)), "each room knows whether it is in it"
+        assert {room for room in truth if view.holds(asked, room)} == set(view.window(asked)), (
+            "each room knows whether it is in it"
+        )
         whole = ListAsk(((0, 11),), asked.config, EVERY_ROOM)
         assert view.is_whole(whole) and view.window(whole) == order
 
@@ -129,7 +147,13 @@ def test_a_position_of_another_time_is_unknown() -> None:
     connections = Connections()
     connection = connections.find(KEY, None, RULES, 1, 100)
     pos = _answers(connections, connection, 10)
-    for epoch, stable, text in ((2, 100, pos), (1, 5, pos), (1, 100, "s1_10_00000000-0"), (1, 100, ""), (1, 100, pos + "9")):
+    for epoch, stable, text in (
+        (2, 100, pos),
+        (1, 5, pos),
+        (1, 100, "s1_10_00000000-0"),
+        (1, 100, ""),
+        (1, 100, pos + "9"),
+    ):
         with pytest.raises(UnknownPos):
             connections.find(KEY, text, RULES, epoch, stable)
     keys = connections.find((ME, "DEVICE", "k"), pos, _asked(), 1, 100)
@@ -171,9 +195,18 @@ def test_what_is_no_request_is_refused(body: dict[str, Any]) -> None:
 
 
 def test_the_accepted_form_reads_its_own_names() -> None:
-    asked = accepted({"pos": "p", "timeout": 5, "lists": {"l": {"timeline_limit": 3, "required_state": {}, "filters": {"is_invited": True}}}}, ME)
+    asked = accepted(
+        {
+            "pos": "p",
+            "timeout": 5,
+            "lists": {"l": {"timeline_limit": 3, "required_state": {}, "filters": {"is_invited": True}}},
+        },
+        ME,
+    )
     assert (asked.pos, asked.timeout) == ("p", 5)
-    assert asked.lists["l"].filters.invites is True and asked.lists["l"].ranges is None, "without a range it is the whole list"
+    assert asked.lists["l"].filters.invites is True and asked.lists["l"].ranges is None, (
+        "without a range it is the whole list"
+    )
     many = {f"!{n}": {"timeline_limit": 1, "required_state": {}} for n in range(101)}
     with pytest.raises(ApiError):
         accepted({"room_subscriptions": many}, ME)
