@@ -67,7 +67,7 @@ class Answers(Part):
         one = await self._rooms.event(request.params["eventId"])
         if one is None or one.rejected:
             raise NotFound("This event is not known here. Ask a server that is in its room.")
-        room = await self._asking.resident(request.origin, one.event.room_id)
+        room = await self._asking.resident_until(request.origin, one.event.room_id, [one.id])
         users = users_of(room, request.origin)
         return self._transaction(await self._db.read(lambda query: shown(query, room, users, [one])))
 

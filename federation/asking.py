@@ -52,21 +52,24 @@ class Asking:
         return room
 
     async def resident_until(self, origin: str, room_id: str, event_ids: Sequence[Any]) -> Room:
-        """The same, or one whose person was put out by one of these events. It can judge that event, and so believe it,
-        only if it gets what lies before; it was in the room then. Otherwise it would think itself in it for ever."""
+        """The same, or one that was in the room at one of these events. Whoever is put out has to be able to judge what
+        came before, or could not believe it, and would think itself in the room for ever."""
         room = await self.admitted(origin, room_id)
-        if origin not in room.servers and not any([await self._put_out(origin, room, e) for e in event_ids]):
+        if origin not in room.servers and not any([await self._was_there(origin, room, e) for e in event_ids]):
             raise Forbidden("Nobody on your server is in this room. Join it first.")
         return room
 
-    async def _put_out(self, origin: str, room: Room, event_id: Any) -> bool:
+    async def _was_there(self, origin: str, room: Room, event_id: Any) -> bool:
         one = await self._rooms.event(event_id) if isinstance(event_id, str) else None
-        if one is None or one.room_nid != room.nid or one.rejected or one.event.membership not in ("leave", "ban"):
+        if one is None or one.room_nid != room.nid or one.rejected or one.state_nid is None:
             return False
-        if server_of(one.event.state_key or "") != origin or one.replaces is None:
-            return False
-        before = await self._rooms.event(one.replaces)
-        return before is not None and before.event.membership == "join"
+        entries = await self._rooms.states.get(one.state_nid)
+        held = [e for (type, key), (e, _) in entries.items() if type == "m.room.member" and server_of(key) == origin]
+        # The state is the one after the event: who was put out by it was there until then.
+        if one.replaces is not None and one.event.type == "m.room.member":
+            held.append(one.replaces)
+        found = await room.events(held[:MAX_USERS])
+        return any(e.membership == "join" and server_of(e.state_key or "") == origin for e in found.values())
 
 
 def users_of(room: Room, server: str) -> list[str]:

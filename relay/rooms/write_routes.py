@@ -27,6 +27,7 @@ MAX_VIA = 20
 MAX_TRANSACTION_ID = 255
 MAX_SENT_REMEMBERED = 4096
 
+CREATE = "m.room.create"
 MEMBER = "m.room.member"
 REDACTION = "m.room.redaction"
 
@@ -144,6 +145,10 @@ class WriteRoutes(Part):
         state_key, content = request.params.get("stateKey", ""), request.json()
         if self.delayed is not None and (later := await self.delayed(request, state_key)) is not None:
             return later
+        if event_type == CREATE:
+            raise BadJson(
+                "A room begins with its m.room.create event and can't have another. Make a new room, or upgrade this one."
+            )
         if event_type == MEMBER:
             return _event_id(await self._put_member(request.user_id, room_id, state_key, content))
         if event_type == CANONICAL_ALIAS and state_key == "":

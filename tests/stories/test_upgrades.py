@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from tests.people import Person, path
@@ -113,3 +114,17 @@ async def test_nobody_s_settings_are_taken_by_a_room_that_only_claims_to_be_the_
     await bob.joins(new)
     tags = await bob.calls("GET", path("user", bob.id, "rooms", new, "tags"))
     assert tags["tags"] == {}, "bob was never in the other room"
+
+
+async def test_a_room_has_one_beginning(town: Town) -> None:
+    alice = await town.user("alice@one")
+    room = await alice.creates_room()
+    refused = await alice.is_refused(alice.sets(room, "m.room.create", {"room_version": "12", "relay.nonce": "x"}))
+    assert (refused.status, refused.errcode) == (400, "M_BAD_JSON")
+
+
+async def test_two_impatient_requests_make_one_room(town: Town) -> None:
+    alice = await town.user("alice@one")
+    old = await alice.creates_room(room_version="11")
+    first, second = await asyncio.gather(_upgrades(alice, old), _upgrades(alice, old))
+    assert first == second
