@@ -253,15 +253,16 @@ class Turn(Section, frozen=True):
 
 
 class Calls(Section, frozen=True):
-    livekit_service_url: str | None = None
-    """Where clients get a ticket for your LiveKit server, for calls of many people.
-    Example: https://calls.example.org/livekit/jwt"""
+    livekit_service_urls: tuple[str, ...] = ()
+    """Where clients get a ticket for your LiveKit server, such as https://calls.example.org/livekit/jwt, best one first;
+    none: calls of many people go without."""
 
     def __post_init__(self) -> None:
-        if self.livekit_service_url is not None and not re.match(
-            r"https?://[^/\s]+(/\S*)?\Z", self.livekit_service_url
-        ):
-            raise ValueError("livekit_service_url is a whole address, such as https://calls.example.org/livekit/jwt")
+        for url in self.livekit_service_urls:
+            if not re.match(r"https?://[^/\s]+(/\S*)?\Z", url):
+                raise ValueError(
+                    f"livekit_service_urls takes whole addresses such as https://calls.example.org/livekit/jwt, not {url!r}"
+                )
 
 
 class Log(Section, frozen=True):

@@ -262,7 +262,7 @@ class Server:
         self._parts: list[Part] = [
             Advertised(
                 name, settings.public_base_url, settings.rooms.default_version,
-                transports=transports(settings.calls.livekit_service_url), capabilities=DELAYED_CAPABILITIES,
+                transports=transports(settings.calls.livekit_service_urls), capabilities=DELAYED_CAPABILITIES,
             ), Absent(), Calls(settings.turn, settings.calls, clock), openid, moderated, delayed, dehydrated,
             departures, users, sessions, tokens, devices, login, register, account,
             rooms_part, timeline, Relations(db, viewing), directory, write_routes, grace,

@@ -24,7 +24,7 @@ class Calls(Part):
     def __init__(self, turn: Turn, calls: CallSettings, clock: Clock) -> None:
         self._turn = turn
         self._clock = clock
-        self._url = calls.livekit_service_url
+        self._transports = transports(calls.livekit_service_urls)
 
     def routes(self) -> Iterable[Route]:
         yield Route("GET", "/_matrix/client/v3/voip/turnServer", self._turn_route, limit="messages")
@@ -47,10 +47,8 @@ class Calls(Part):
         }
 
     async def _transports_route(self, request: Request) -> Answer:
-        return {"rtc_transports": transports(self._url)}
+        return {"rtc_transports": self._transports}
 
 
-def transports(livekit_service_url: str | None) -> list[dict[str, str]]:
-    if livekit_service_url is None:
-        return []
-    return [{"type": "livekit", "livekit_service_url": livekit_service_url}]
+def transports(livekit_service_urls: Iterable[str]) -> list[dict[str, str]]:
+    return [{"type": "livekit", "livekit_service_url": url} for url in livekit_service_urls]

@@ -85,9 +85,14 @@ class Upgrades(Part):
             return {"replacement_room": await asyncio.shield(running)}
         task = asyncio.ensure_future(self.upgrade(request.user_id, key[0], version, list(dict.fromkeys(more))))
         self._under_way[key] = task
-        task.add_done_callback(lambda _: self._under_way.pop(key))
+        task.add_done_callback(lambda done: self._ended(key, done))
         # Once it began it is done to its end, whether the client waits for it or not.
         return {"replacement_room": await asyncio.shield(task)}
+
+    def _ended(self, key: tuple[str, str, str], done: asyncio.Future[str]) -> None:
+        del self._under_way[key]
+        if not done.cancelled():
+            done.exception()  # looked at, even where nobody waits for it any more
 
     async def upgrade(self, user_id: str, room_id: str, version: RoomVersion, more: Sequence[str] = ()) -> str:
         """The ID of the room that replaces this one. Raises Forbidden and what creating a room raises."""

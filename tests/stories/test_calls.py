@@ -12,7 +12,7 @@ TRANSPORTS = ("/_matrix/client/v1/rtc/transports", "/_matrix/client/unstable/org
 SETTINGS = """
 public_base_url: https://matrix.example.org
 turn: {uris: ["turn:turn.example.org?transport=udp", "turns:turn.example.org"], shared_secret: not so secret, ttl: 30m}
-calls: {livekit_service_url: "https://calls.example.org/livekit/jwt"}
+calls: {livekit_service_urls: ["https://calls.example.org/livekit/jwt"]}
 """
 
 

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from federation.addresses import AddressRule, SystemLookups
+from federation.outward import Outward, Posting, tls_context
+from relay.errors import RemoteError
 from tests.people import Person, path, until
 from tests.town import PASSWORD, Town
 
@@ -213,6 +216,16 @@ async def test_what_may_not_be_reached_is_not_reached_through_a_pusher(town: Tow
     await wants_pushes(bob, gateway.url.replace("127.0.0.1", "169.254.169.254"), "inside")
     await wants_pushes(bob, gateway)
     assert await gateway.hears_of(await alice.sends(room)), "an address that may not be reached keeps nobody waiting"
+
+
+@pytest.mark.parametrize(("rule", "plain"), [(AddressRule(), True), (AddressRule(here=True), False)])
+async def test_on_the_internet_no_pusher_reaches_this_machine(gateway: Gateway, rule: AddressRule, plain: bool) -> None:
+    outward = Outward(SystemLookups(), rule, tls_context(), plain=plain)
+    for url in (gateway.url, gateway.url.replace("127.0.0.1", "localhost")):
+        with pytest.raises(RemoteError):
+            await Posting(outward).post(url, b"{}", timeout=5, most_bytes=1000)
+    await outward.close()
+    assert gateway.asked == 0, "neither by its address nor by a name that leads here, and never without TLS"
 
 
 async def test_one_can_look_up_what_one_was_notified_of(town: Town, gateway: Gateway) -> None:
