@@ -103,7 +103,7 @@ class Receipts(Part):
             """
             CREATE TABLE receipts (room_id TEXT NOT NULL, user_id TEXT NOT NULL, type TEXT NOT NULL, thread TEXT NOT NULL,
                 event_id TEXT NOT NULL, ts BIGINT NOT NULL, read_pos BIGINT NOT NULL, pos BIGINT NOT NULL,
-                PRIMARY KEY (room_id, user_id, type, thread));
+                PRIMARY KEY (room_id, user_id, type, thread)) CLUSTERED;
             CREATE INDEX receipts_by_pos ON receipts (room_id, pos);
             CREATE INDEX receipts_of_user ON receipts (user_id)
             """,

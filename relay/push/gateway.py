@@ -269,7 +269,7 @@ class Gateway(Part):
                     continue
                 del self._lanes[url]
                 return
-            well = await self._deliver(url, rows, due)
+            well = await self._deliver(rows, due)
             if well:
                 wait = BACKOFF_MIN_SECONDS
                 continue
@@ -278,19 +278,20 @@ class Gateway(Part):
             wait = min(2 * wait, BACKOFF_MAX_SECONDS)
             await self._trim(url)
 
-    async def _deliver(self, url: str, rows: list[Row], due: list[Pusher]) -> bool:
+    async def _deliver(self, rows: list[Row], due: list[Pusher]) -> bool:
         """False where the gateway itself is in trouble: what it did not take stays."""
         at_once = asyncio.Semaphore(MAX_REQUESTS_PER_GATEWAY)
         done: list[Row] = []
         down = False
 
-        async def deliver(row: Row) -> None:
+        async def deliver(of_one: list[Row]) -> None:
             nonlocal down
             async with at_once:
-                if not down and await self._push(url, row):
+                for row in of_one:
+                    if down or not await self._push(row):
+                        down = True
+                        return
                     done.append(row)
-                else:
-                    down = True
 
         async def correct(one: Pusher) -> None:
             nonlocal down
@@ -298,8 +299,12 @@ class Gateway(Part):
                 down = down or not await self._correct_badge(one)
 
         async with asyncio.TaskGroup() as group:
+            # Each device hears of its events in order.
+            by_pusher: dict[tuple[Any, ...], list[Row]] = {}
             for row in rows:
-                group.create_task(deliver(row))
+                by_pusher.setdefault(row[1:4], []).append(row)
+            for of_one in by_pusher.values():
+                group.create_task(deliver(of_one))
             for one in due:
                 group.create_task(correct(one))
         if done:
@@ -311,7 +316,7 @@ class Gateway(Part):
             await tx
         return not down
 
-    async def _push(self, url: str, row: Row) -> bool:
+    async def _push(self, row: Row) -> bool:
         _, user_id, app_id, pushkey, room_id, event_id, tweaks = row
         pusher = next(
             (one for one in self._pushers.of(user_id) if (one.app_id, one.pushkey) == (app_id, pushkey)), None

@@ -190,27 +190,29 @@ SCHEMA = Schema(
         CREATE INDEX events_by_depth ON events (room_nid, depth, pos) WHERE pos IS NOT NULL;
         CREATE INDEX events_by_key ON events (room_nid, type, state_key) WHERE state_key IS NOT NULL;
         CREATE INDEX events_taken_back ON events (redacted_by) WHERE redacted_by IS NOT NULL;
-        CREATE TABLE forward_extremities (room_nid BIGINT NOT NULL, event_id TEXT NOT NULL, PRIMARY KEY (room_nid, event_id));
+        CREATE TABLE forward_extremities (room_nid BIGINT NOT NULL, event_id TEXT NOT NULL, PRIMARY KEY (room_nid, event_id))
+            CLUSTERED;
         CREATE TABLE gaps (room_nid BIGINT NOT NULL, event_id TEXT NOT NULL, depth BIGINT NOT NULL,
-            PRIMARY KEY (room_nid, event_id));
+            PRIMARY KEY (room_nid, event_id)) CLUSTERED;
         CREATE TABLE states (nid BIGINT PRIMARY KEY, room_nid BIGINT NOT NULL, prev_nid BIGINT, steps SMALLINT NOT NULL,
             delta BYTES NOT NULL);
         CREATE INDEX states_of_room ON states (room_nid);
         CREATE TABLE current_states (room_nid BIGINT NOT NULL, pos BIGINT NOT NULL, state_nid BIGINT NOT NULL,
-            PRIMARY KEY (room_nid, pos));
+            PRIMARY KEY (room_nid, pos)) CLUSTERED;
         CREATE TABLE memberships (room_nid BIGINT NOT NULL, user_id TEXT NOT NULL, membership TEXT NOT NULL,
             event_id TEXT NOT NULL, pos BIGINT NOT NULL, since_pos BIGINT NOT NULL, local SMALLINT NOT NULL,
-            forgotten SMALLINT NOT NULL DEFAULT 0, stripped BYTES, PRIMARY KEY (room_nid, user_id));
+            forgotten SMALLINT NOT NULL DEFAULT 0, stripped BYTES, PRIMARY KEY (room_nid, user_id)) CLUSTERED;
         CREATE INDEX memberships_of_user ON memberships (user_id, room_nid);
         CREATE INDEX memberships_here ON memberships (local, room_nid) WHERE local = 1;
         CREATE TABLE membership_log (pos BIGINT NOT NULL, room_nid BIGINT NOT NULL, user_id TEXT NOT NULL, before TEXT,
-            after TEXT NOT NULL, PRIMARY KEY (pos, user_id));
+            after TEXT NOT NULL, PRIMARY KEY (pos, user_id)) CLUSTERED;
         CREATE INDEX membership_log_of_room ON membership_log (room_nid, pos);
         CREATE TABLE relations (event_nid BIGINT PRIMARY KEY, room_nid BIGINT NOT NULL, target_id TEXT NOT NULL,
             rel_type TEXT NOT NULL);
         CREATE INDEX relations_of_target ON relations (target_id, room_nid, rel_type, event_nid);
         CREATE INDEX relations_of_room ON relations (room_nid, rel_type);
-        CREATE TABLE early_redactions (target_id TEXT NOT NULL, event_id TEXT NOT NULL, PRIMARY KEY (target_id, event_id));
+        CREATE TABLE early_redactions (target_id TEXT NOT NULL, event_id TEXT NOT NULL, PRIMARY KEY (target_id, event_id))
+            CLUSTERED;
         CREATE TABLE sent_transactions (event_nid BIGINT PRIMARY KEY, user_id TEXT NOT NULL, device_id TEXT NOT NULL,
             txn_id TEXT NOT NULL, endpoint TEXT NOT NULL, sent_ts BIGINT NOT NULL,
             UNIQUE (user_id, device_id, txn_id, endpoint));
