@@ -6,7 +6,7 @@ what is missing and asks for it. Spec: server-server-api/#transactions leaves ca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Protocol
 
 from federation.lane import Waiting
@@ -37,9 +37,15 @@ class KnownRoom(Protocol):
     def members(self) -> Mapping[str, str]: ...
 
 
-class EventLog(Protocol):
-    """What `rooms` offers to followers."""
+class Recent(Protocol):
+    def between(self, after: int, upto: int) -> Sequence[Logged] | None: ...
 
+
+class EventLog(Protocol):
+    """What `rooms` offers to followers. `leaving` has what may leave here, of this process's own commits."""
+
+    @property
+    def leaving(self) -> Recent: ...
     def new_events(self, query: Query, after_pos: int, upto_pos: int, limit: int) -> Iterable[Logged]: ...
     def membership_changes(
         self, query: Query, room_ids: Iterable[str], since: int, upto: int

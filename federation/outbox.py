@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -32,6 +32,8 @@ log = structlog.get_logger("outbox")
 
 NAME = "outbox"
 SEND = "/_matrix/federation/v1/send"
+# Events that leave here, servers with new EDUs, how far this reaches.
+News = tuple[Sequence[Logged], Collection[str], int]
 MAX_AWAKE = 100
 MAX_NEWS = 500
 KEEP_SECONDS = 1.0
@@ -162,7 +164,7 @@ class Outbox(Part):
         while True:
             upto = self._db.stable_pos()
             while self._pos < upto:
-                events, with_edus, reached = await self._db.read(
+                events, with_edus, reached = self._fresh(upto) or await self._db.read(
                     _read_news, self._rooms, self._departures, self._pos, upto
                 )
                 self._handing = reached
@@ -175,6 +177,14 @@ class Outbox(Part):
                 self._pos = reached
                 self._to_keep.set()
             await self._bell.wait_line(self._pos, HOUR / SECOND)
+
+    def _fresh(self, upto: int) -> News | None:
+        """The same from memory, which has what this process committed, as long as this keeps up."""
+        if self._pos < self._begun[1]:
+            return None
+        events = self._rooms.leaving.between(self._pos, upto)
+        with_edus = self._departures.fresh.between(self._pos, upto)
+        return None if events is None or with_edus is None else (events, set(with_edus), upto)
 
     async def _hand_over(self, one: Logged) -> None:
         event = one.event
@@ -406,10 +416,7 @@ def _read_state(query: Query, departures: Departures) -> tuple[list[Any], list[s
     return rows, departures.destinations(query, 0, 2**62)
 
 
-def _read_news(
-    query: Query, rooms: EventLog, departures: Departures, after: int, upto: int
-) -> tuple[list[Logged], list[str], int]:
-    """(events that leave here, servers with new EDUs, how far this reached)."""
+def _read_news(query: Query, rooms: EventLog, departures: Departures, after: int, upto: int) -> News:
     found: Iterable[Logged] = rooms.new_events(query, after, upto, MAX_NEWS)
     events = list(found)
     reached = upto if len(events) < MAX_NEWS else (events[-1].pos or upto)

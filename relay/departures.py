@@ -2,13 +2,16 @@
 
 Durable ones (to-device messages, device list changes, cross-signing keys) are rows, written in the transaction of the
 change itself; `federation/outbox` follows them and deletes each once its server has taken it. Passing ones (typing,
-receipts, presence) are handed over in memory: a lost one is replaced by the next.
+receipts, presence) are handed over in memory: a lost one is replaced by the next. `Fresh` spares whoever keeps up the
+reading of what was committed a moment ago.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import orjson
 
@@ -18,6 +21,33 @@ from relay.tables import Schema, Table
 
 # Called with (destination, edu_type, content, key); a later one with the same key replaces an earlier one that still waits.
 TakesPassing = Callable[[str, str, dict[str, Any], str], None]
+
+# What a follower that lags finds in memory; the rest it reads.
+MAX_FRESH = 500
+
+T = TypeVar("T")
+
+
+class Fresh(Generic[T]):
+    """What this process committed lately and may leave, for the one who follows the log. Not for what was before it."""
+
+    def __init__(self) -> None:
+        self._entries: deque[tuple[int, T]] = deque()
+        self._floor = 0
+
+    def note(self, pos: int, what: T) -> None:
+        """After its commit, so in the order of the line."""
+        if len(self._entries) >= MAX_FRESH:
+            self._floor = self._entries.popleft()[0]
+        self._entries.append((pos, what))
+
+    def between(self, after: int, upto: int) -> list[T] | None:
+        """What came in (after, upto], in order; None where not all of it is here any more. What lies before is let go."""
+        if after < self._floor:
+            return None
+        while self._entries and self._entries[0][0] <= after:
+            self._entries.popleft()
+        return [what for pos, what in self._entries if pos <= upto]
 
 
 class Departures(Part):
@@ -50,6 +80,8 @@ class Departures(Part):
     def __init__(self, server_name: str) -> None:
         self._server_name = server_name
         self._takes_passing: TakesPassing | None = None
+        # The destinations of rows of `departing_edus`, noted once these are committed.
+        self.fresh: Fresh[str] = Fresh()
 
     def deliver_passing_to(self, takes: TakesPassing) -> None:
         self._takes_passing = takes
@@ -59,13 +91,15 @@ class Departures(Part):
         raw = orjson.dumps(content)
         for destination in destinations:
             if destination != self._server_name:
+                pos = tx.pos()
                 tx.run(
                     "INSERT INTO departing_edus (pos, destination, type, content) VALUES ($1, $2, $3, $4)",
-                    tx.pos(),
+                    pos,
                     destination,
                     edu_type,
                     raw,
                 )
+                tx.after(partial(self.fresh.note, pos, destination))
 
     def waiting(self, query: Query, destination: str, after: int, limit: int) -> list[Row]:
         """(pos, type, content) of what one server has not taken yet, in order."""

@@ -51,13 +51,15 @@ Answer = Mapping[str, Any] | list[Any] | bytes | web.StreamResponse
 Function = Callable[["Request"], Awaitable[Answer]]
 
 JSON_TYPE = "application/json"
-CORS = {
+# On every answer. Which library serves it is nobody's business.
+HEADERS = {
+    "Server": "Sealed Relay",
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, OPTIONS, PATCH, HEAD",
     "Access-Control-Allow-Headers": "X-Requested-With, Content-Type, Authorization",
     "Access-Control-Expose-Headers": "Content-Disposition, Retry-After",
 }
-JSON_HEADERS = CIMultiDict({**CORS, "Content-Type": JSON_TYPE})
+JSON_HEADERS = CIMultiDict({**HEADERS, "Content-Type": JSON_TYPE})
 
 
 @dataclass(slots=True, frozen=True)
@@ -350,7 +352,7 @@ class Web:
 
     async def _answer(self, http: web.BaseRequest, router: Router, proxies: Networks) -> web.StreamResponse:
         if http.method == "OPTIONS":
-            return web.Response(status=204, headers=CORS)
+            return web.Response(status=204, headers=HEADERS)
         try:
             # old clients say r0 where the standard now says v3
             route, params = router.find(
@@ -434,7 +436,7 @@ def _refusal(error: ApiError) -> web.Response:
         status=error.status,
         body=orjson.dumps(error.body()),
         content_type=JSON_TYPE,
-        headers={**CORS, **error.headers},
+        headers={**HEADERS, **error.headers},
     )
 
 

@@ -22,7 +22,7 @@ from relay.part import Part
 from relay.protocol import shapes
 from relay.protocol.seal import Seal
 from relay.tables import Schema, Table
-from relay.web import CORS, JSON_TYPE, Answer, Request, Route, get_object, get_optional_string, get_string
+from relay.web import HEADERS, JSON_TYPE, Answer, Request, Route, get_object, get_optional_string, get_string
 
 MAX_BODY_BYTES = 8 * 2**20
 MAX_AUTH_DATA_BYTES = 64 * 1024
@@ -300,7 +300,7 @@ class KeyBackup(Part):
     async def _get_all(self, request: Request) -> Answer:
         """Written piece by piece: a backup may be larger than what should be in memory at once."""
         rows = await self._read_some(request, "", "")
-        response = web.StreamResponse(headers={**CORS, "Content-Type": JSON_TYPE})
+        response = web.StreamResponse(headers={**HEADERS, "Content-Type": JSON_TYPE})
         await response.prepare(request.http)
         piece, open_room = b'{"rooms":{', None
         while rows:

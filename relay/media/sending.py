@@ -14,7 +14,7 @@ import structlog
 from aiohttp import web
 
 from relay.errors import ApiError, RemoteError
-from relay.web import CORS, Request
+from relay.web import HEADERS, Request
 
 log = structlog.get_logger("media")
 
@@ -24,7 +24,7 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
 _INLINE = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp", "image/avif"})
 
 _FIXED = {
-    **CORS,
+    **HEADERS,
     "Access-Control-Expose-Headers": "Content-Disposition, Content-Range, Retry-After",
     "Content-Security-Policy": (
         "sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; style-src 'unsafe-inline'; object-src 'self';"

@@ -91,7 +91,9 @@ class AccountData(Part):
             rows: list[Row] = []
             for event_type in types:
                 rows += query.all(
-                    "SELECT room_id, type, content FROM account_data WHERE user_id = $1 AND type = $2", user_id, event_type
+                    "SELECT room_id, type, content FROM account_data WHERE user_id = $1 AND type = $2",
+                    user_id,
+                    event_type,
                 )
             return rows
 

@@ -18,7 +18,7 @@ from relay.rooms import state, store
 from relay.rooms.room import SERVER_ACL, Room
 from relay.rooms.rooms import Membership, Rooms
 from relay.rooms.state import StateMap
-from relay.rooms.store import HISTORY, REJECTED, SOFT_FAILED, Stored
+from relay.rooms.store import FAN_OUT, HISTORY, LOCAL, REJECTED, SOFT_FAILED, Stored
 
 LOG_MEMBERSHIP = "INSERT INTO membership_log (pos, room_nid, user_id, before, after) VALUES ($1, $2, $3, $4, $5)"
 PUT_MEMBERSHIP = (
@@ -217,8 +217,15 @@ class Appender:
             tx.run("INSERT INTO forward_extremities (room_nid, event_id) VALUES ($1, $2)", room.nid, event.id)
         if one.shown:
             room.take_event(one)
+        if one.marks & (LOCAL | FAN_OUT):
+            tx.after(lambda: self._leaves(room, one))
         tx.ring(tuple(room.local_joined), room.room_id)
         return one
+
+    def _leaves(self, room: Room, one: Stored) -> None:
+        """After the commit. Whoever a member event puts out is no longer in the room, and has to hear of it."""
+        if one.pos is not None and (room.shared or one.event.membership is not None):
+            self._rooms.leaving.note(one.pos, one)
 
     def _insert(self, tx: Tx, room: Room, one: Stored) -> None:
         event = one.event

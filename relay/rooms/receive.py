@@ -86,7 +86,7 @@ class Receiver:
         if room is None or not room.known or not room.local_joined:
             return {}
         parsed = self._intake.parsed(pdus, room.version, room_id)
-        known = await self._have([event.id for event in parsed])
+        known = await self._have(_perhaps_known(room, parsed))
         results: dict[str, str | None] = {event.id: None for event in parsed if event.id in known}
         fresh = [event for event in parsed if event.id not in known]
         allowed = []
@@ -182,6 +182,8 @@ class Receiver:
 
     async def _have(self, event_ids: Sequence[str]) -> set[str]:
         """Which of these are already placed: in the timeline, or refused one; outliers do not count."""
+        if not event_ids:
+            return set()
 
         def find(query: Query) -> set[str]:
             return {
@@ -229,6 +231,11 @@ class Receiver:
             if not any(e in room.extremities for e in at.supersedes):
                 verdict = _LOOSE_ENDS
         if verdict.outcome != "accepted":
+            if facts is None:
+                # It builds on the latest events also when it comes again; a write that fails would cost the room's memory.
+                facts = await self._db.read(_facts, room.nid, event.id)
+                if facts.placed:
+                    return _ACCEPTED, None
             log.info("refused an event", event_id=event.id, outcome=verdict.outcome, rule=verdict.rule)
             return verdict, self._set_aside(room, taken, verdict, at, facts)
         marks, target, levels = taken.marks, None, None
@@ -402,6 +409,19 @@ def _builds_on(query: Query, room: Room, event: Event) -> tuple[list[Stored], se
             supersedes |= further
             waiting += standing(further)
     return prev, supersedes
+
+
+def _perhaps_known(room: Room, given: Sequence[Event]) -> list[str]:
+    """Those that have to be looked for. What builds on the room's latest events is not among what it has accepted; whether
+    it was refused is looked up if it is refused again."""
+    ahead = set(room.extremities)
+    found = []
+    for event in given:
+        if event.prev_events and ahead.issuperset(event.prev_events):
+            ahead.add(event.id)
+        else:
+            found.append(event.id)
+    return found
 
 
 def _told(verdict: Verdict) -> str | None:

@@ -95,6 +95,11 @@ class Room:
         """The servers of all joined users."""
         return set(self._servers)
 
+    @property
+    def shared(self) -> bool:
+        """Whether users of other servers are joined."""
+        return len(self._servers) > (self._server_name in self._servers)
+
     def largest_servers(self, count: int) -> list[str]:
         """Those with most joined users, ours among them."""
         return [server for server, _ in self._servers.most_common(count)]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.db import Database, Query
+from relay.departures import Fresh
 from relay.errors import Forbidden
 from relay.ids import server_of
 from relay.protocol import event as events
@@ -53,6 +54,8 @@ class Rooms:
         self._memberships: dict[str, dict[str, Membership]] = {}
         self._joined: dict[str, frozenset[str]] = {}
         self.on_membership: list[OnMembership] = []
+        # Events of ours, or to be passed on by us, of rooms with other servers in them; `append.py` notes them.
+        self.leaving: Fresh[Stored] = Fresh()
         self._coming: Counter[str] = Counter()
         self._arrived = asyncio.Event()
         # Rewrites a local user's member events; the server sets it to `Members.update_profile`.

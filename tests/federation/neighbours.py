@@ -36,7 +36,7 @@ from federation.xmatrix import XMatrix
 from relay.bell import Bell
 from relay.clock import SECOND, SystemClock
 from relay.db import Database, Query
-from relay.departures import Departures
+from relay.departures import Departures, Fresh
 from relay.doors import OpenDoors
 from relay.limits import Limits
 from relay.protocol import event as events
@@ -194,6 +194,7 @@ class Ledger:
         self._key = key
         self._rooms: dict[str, LedgerRoom] = {}
         self.moves: list[tuple[str, str, str | None, str, int]] = []
+        self.leaving: Fresh[Written] = Fresh()
         self.count = 0
 
     def room(self, room_id: str, *servers: str) -> LedgerRoom:
@@ -222,13 +223,16 @@ class Ledger:
 
     async def writes(self, event: Event, marks: int = 1) -> str:
         with self._db.write() as tx:
+            pos = tx.pos()
             tx.run(
                 "INSERT INTO ledger (pos, event_id, json, marks) VALUES ($1, $2, $3, $4)",
-                tx.pos(),
+                pos,
                 event.id,
                 event.raw,
                 marks,
             )
+            if marks:
+                tx.after(lambda: self.leaving.note(pos, Written(event, pos, marks == 1, marks == 2)))
         await tx
         return event.id
 
