@@ -164,9 +164,10 @@ class Outbox(Part):
         while True:
             upto = self._db.stable_pos()
             while self._pos < upto:
-                events, with_edus, reached = self._fresh(upto) or await self._db.read(
-                    _read_news, self._rooms, self._departures, self._pos, upto
-                )
+                news = self._fresh(upto)
+                if news is None:
+                    news = await self._db.read(_read_news, self._rooms, self._departures, self._pos, upto)
+                events, with_edus, reached = news
                 self._handing = reached
                 for one in events:
                     await self._hand_over(one)

@@ -289,7 +289,7 @@ class Router:
     def find(self, method: str, raw_path: str) -> tuple[Route, dict[str, str]]:
         """Raises Unrecognized with 404, or 405 where the path exists with other methods."""
         segments = raw_path.split("/")[1:]
-        found = self._walk(self._root, segments, 0, [])
+        found = self._walk(segments)
         if found is None:
             raise Unrecognized("This server does not know this endpoint.")
         node, values = found
@@ -298,22 +298,38 @@ class Router:
             raise Unrecognized("This endpoint does not take this method.", status=405)
         route, names = entry
         try:
-            return route, {name: unquote(value, errors="strict") for name, value in zip(names, values, strict=True)}
+            return route, {name: _decoded(value) for name, value in zip(names, values, strict=True)}
         except UnicodeDecodeError:
             raise InvalidParam("The path is not UTF-8.") from None
 
-    def _walk(self, node: _Node, segments: list[str], index: int, values: list[str]) -> tuple[_Node, list[str]] | None:
-        if index == len(segments):
-            return (node, values) if node.methods else None
-        segment = segments[index]
-        child = node.children.get(segment)
-        if child is not None:
-            found = self._walk(child, segments, index + 1, values)
-            if found is not None:
-                return found
-        if node.wild is not None:
-            return self._walk(node.wild, segments, index + 1, [*values, segment])
-        return None
+    def _walk(self, segments: list[str]) -> tuple[_Node, list[str]] | None:
+        node, index, values = self._root, 0, list[str]()
+        # Where a parameter can be taken if the literal segment leads nowhere.
+        turnings: list[tuple[_Node, int, list[str]]] = []
+        while True:
+            if index == len(segments):
+                if node.methods:
+                    return node, values
+            else:
+                segment = segments[index]
+                index += 1
+                child, wild = node.children.get(segment), node.wild
+                if child is not None:
+                    if wild is not None:
+                        turnings.append((wild, index, [*values, segment]))
+                    node = child
+                    continue
+                if wild is not None:
+                    values.append(segment)
+                    node = wild
+                    continue
+            if not turnings:
+                return None
+            node, index, values = turnings.pop()
+
+
+def _decoded(segment: str) -> str:
+    return unquote(segment, errors="strict") if "%" in segment else segment
 
 
 class _Passing(web.Response):

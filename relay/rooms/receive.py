@@ -233,6 +233,7 @@ class Receiver:
         if verdict.outcome != "accepted":
             if facts is None:
                 # It builds on the latest events also when it comes again; a write that fails would cost the room's memory.
+                await self._db.settled()
                 facts = await self._db.read(_facts, room.nid, event.id)
                 if facts.placed:
                     return _ACCEPTED, None
