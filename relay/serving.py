@@ -9,6 +9,7 @@ import errno
 import gc
 import os
 import signal
+import sys
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("serve")
 
 COLLECT_AFTER_OBJECTS = 10_000
+SWITCH_SECONDS = 0.001
 
 
 class OperatorError(Exception):
@@ -79,7 +81,7 @@ async def _serve(data_dir: Path, settings: Settings, done: list[str], program: s
             data_dir, settings, has_users=bool(await server.commands["user.list"]()), program=program
         ):
             _say(line)
-        _settle_memory()
+        _settle()
         await stop.wait()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)  # whoever asks twice does not want to wait
@@ -137,8 +139,13 @@ async def _started(server: Server, settings: Settings) -> None:
         raise OperatorError(f"The relay can't listen on {places}: {reason}. {advice}") from bad
 
 
-def _settle_memory() -> None:
-    """What stands after the start stays: the collector of cycles need not walk it again, nor look as often as it does."""
+def _settle() -> None:
+    """What stands after the start stays: the collector of cycles need not walk it again, nor look as often as it does.
+
+    The event loop and the database's threads hand the interpreter to each other for every statement: the one that waits
+    for it asks sooner than by default.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER_OBJECTS, 20, 20)

@@ -67,6 +67,7 @@ class Devices(Part):
             """
             CREATE TABLE devices (
                 user_id TEXT NOT NULL, device_id TEXT NOT NULL, display_name TEXT, PRIMARY KEY (user_id, device_id))
+                CLUSTERED
             """,
         ),
     )

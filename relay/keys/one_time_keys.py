@@ -44,6 +44,10 @@ _DEVICE_LIFE = "until the device signs out"
 _BATCH_LIFE = "until all keys of one upload are handed out, and a week more"
 
 
+# (user, device, algorithm, batch, how many of it are handed out now, the day on which it was used up)
+_Taken = tuple[str, str, str, int, int, int | None]
+
+
 class Key(NamedTuple):
     algorithm: str
     key_id: str
@@ -99,9 +103,9 @@ class OneTimeKeys(Part):
         steps=(
             """
             CREATE TABLE one_time_keys (
-                batch BIGINT PRIMARY KEY, user_id TEXT NOT NULL, device_id TEXT NOT NULL, algorithm TEXT NOT NULL,
-                number BIGINT NOT NULL, taken BIGINT NOT NULL, used_up_on BIGINT);
-            CREATE INDEX one_time_keys_of_device ON one_time_keys (user_id, device_id, algorithm, batch);
+                user_id TEXT NOT NULL, device_id TEXT NOT NULL, algorithm TEXT NOT NULL, batch BIGINT NOT NULL,
+                number BIGINT NOT NULL, taken BIGINT NOT NULL, used_up_on BIGINT,
+                PRIMARY KEY (user_id, device_id, algorithm, batch)) CLUSTERED;
             CREATE INDEX one_time_keys_used_up ON one_time_keys (used_up_on) WHERE used_up_on IS NOT NULL;
             CREATE TABLE one_time_key_values (batch BIGINT PRIMARY KEY, keys BYTES NOT NULL);
             CREATE TABLE fallback_keys (
@@ -174,12 +178,16 @@ class OneTimeKeys(Part):
 
         def claim(query: Query) -> dict[str, dict[str, Any]]:
             found: dict[str, dict[str, Any]] = {}
-            taken: list[tuple[int, int, int | None]] = []
+            taken: list[_Taken] = []
             for user_id, device_id, algorithm in asked:
                 line = _take(query, user_id, device_id, algorithm, day, taken)
                 if line is not None:
                     found.setdefault(user_id, {})[device_id] = orjson.Fragment(b"{%b}" % line)
-            query.many("UPDATE one_time_keys SET taken = $2, used_up_on = $3 WHERE batch = $1", taken)
+            query.many(
+                "UPDATE one_time_keys SET taken = $5, used_up_on = $6 "
+                "WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 AND batch = $4",
+                taken,
+            )
             return found
 
         with self._db.write() as tx:
@@ -382,9 +390,7 @@ def _store_fallback(query: Query, user_id: str, device_id: str, key: Key) -> Non
     )
 
 
-def _take(
-    query: Query, user_id: str, device_id: str, algorithm: str, day: int, taken: list[tuple[int, int, int | None]]
-) -> bytes | None:
+def _take(query: Query, user_id: str, device_id: str, algorithm: str, day: int, taken: list[_Taken]) -> bytes | None:
     """The next key as `"name":value`, which nobody else gets once `taken` is written; else the fallback key."""
     row = query.one(
         "SELECT b.batch, b.number, b.taken, v.keys FROM one_time_keys b JOIN one_time_key_values v ON v.batch = b.batch "
@@ -395,7 +401,7 @@ def _take(
     )
     if row is not None:
         batch, number, before, lines = row
-        taken.append((batch, before + 1, day if before + 1 == number else None))
+        taken.append((user_id, device_id, algorithm, batch, before + 1, day if before + 1 == number else None))
         line: bytes = lines.split(BETWEEN, before + 1)[before]
         return line
     row = query.one(

@@ -84,7 +84,8 @@ class Published(Part):
             CREATE TABLE published_signing_keys (
                 user_id TEXT NOT NULL, usage TEXT NOT NULL, keys BYTES NOT NULL, PRIMARY KEY (user_id, usage));
             CREATE TABLE device_lists (
-                user_id TEXT NOT NULL PRIMARY KEY, pos BIGINT NOT NULL, stream BIGINT NOT NULL, held SMALLINT NOT NULL);
+                user_id TEXT NOT NULL PRIMARY KEY, pos BIGINT NOT NULL, stream BIGINT NOT NULL, held SMALLINT NOT NULL)
+                CLUSTERED;
             CREATE INDEX device_lists_by_pos ON device_lists (pos);
             CREATE TABLE unannounced_devices (
                 pos BIGINT PRIMARY KEY, user_id TEXT NOT NULL, device_id TEXT NOT NULL)

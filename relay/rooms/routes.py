@@ -157,7 +157,13 @@ class RoomsPart(Part):
     async def forget_transactions(self) -> None:
         """Transaction IDs serve retries; nobody retries after a day."""
         with self._db.write() as tx:
-            tx.run("DELETE FROM sent_transactions WHERE sent_ts <= $1", self._clock.now() - TRANSACTIONS_KEPT)
+            # Rows lie in the order of their events' numbers, so the first one that is young enough ends the look.
+            tx.run(
+                "DELETE FROM sent_transactions WHERE event_nid < COALESCE("
+                "(SELECT event_nid FROM sent_transactions WHERE sent_ts > $1 ORDER BY event_nid LIMIT 1), $2)",
+                self._clock.now() - TRANSACTIONS_KEPT,
+                self._db.stable_pos() + 1,
+            )
         await tx
 
     # --- relay audit, relay seal

@@ -216,7 +216,6 @@ SCHEMA = Schema(
         CREATE TABLE sent_transactions (event_nid BIGINT PRIMARY KEY, user_id TEXT NOT NULL, device_id TEXT NOT NULL,
             txn_id TEXT NOT NULL, endpoint TEXT NOT NULL, sent_ts BIGINT NOT NULL,
             UNIQUE (user_id, device_id, txn_id, endpoint));
-        CREATE INDEX sent_transactions_by_age ON sent_transactions (sent_ts);
         CREATE TABLE aliases (alias TEXT PRIMARY KEY, room_nid BIGINT NOT NULL, creator TEXT NOT NULL);
         CREATE INDEX aliases_of_room ON aliases (room_nid)
         """,
