@@ -44,8 +44,8 @@ _DEVICE_LIFE = "until the device signs out"
 _BATCH_LIFE = "until all keys of one upload are handed out, and a week more"
 
 
-# (user, device, algorithm, batch, how many of it are handed out now, the day on which it was used up)
-_Taken = tuple[str, str, str, int, int, int | None]
+# (user, device, algorithm, batch, how many of it are handed out now, where the next begins, the day on which it was used up)
+_Taken = tuple[str, str, str, int, int, int, int | None]
 
 
 class Key(NamedTuple):
@@ -76,6 +76,7 @@ class OneTimeKeys(Part):
                     "batch": ("which upload: the order of handing out", _BATCH_LIFE),
                     "number": ("how many they were", _BATCH_LIFE),
                     "taken": ("how many of them were handed out", _BATCH_LIFE),
+                    "next_at": ("where among the values the next one begins", _BATCH_LIFE),
                     "used_up_on": ("the day on which the last was handed out", _BATCH_LIFE),
                 },
             ),
@@ -104,7 +105,7 @@ class OneTimeKeys(Part):
             """
             CREATE TABLE one_time_keys (
                 user_id TEXT NOT NULL, device_id TEXT NOT NULL, algorithm TEXT NOT NULL, batch BIGINT NOT NULL,
-                number BIGINT NOT NULL, taken BIGINT NOT NULL, used_up_on BIGINT,
+                number BIGINT NOT NULL, taken BIGINT NOT NULL, next_at BIGINT NOT NULL, used_up_on BIGINT,
                 PRIMARY KEY (user_id, device_id, algorithm, batch)) CLUSTERED;
             CREATE INDEX one_time_keys_used_up ON one_time_keys (used_up_on) WHERE used_up_on IS NOT NULL;
             CREATE TABLE one_time_key_values (batch BIGINT PRIMARY KEY, keys BYTES NOT NULL);
@@ -184,7 +185,7 @@ class OneTimeKeys(Part):
                 if line is not None:
                     found.setdefault(user_id, {})[device_id] = orjson.Fragment(b"{%b}" % line)
             query.many(
-                "UPDATE one_time_keys SET taken = $5, used_up_on = $6 "
+                "UPDATE one_time_keys SET taken = $5, next_at = $6, used_up_on = $7 "
                 "WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 AND batch = $4",
                 taken,
             )
@@ -357,7 +358,8 @@ def _store(query: Query, user_id: str, device_id: str, keys: list[Key], batches:
         raise TooLarge(f"A device can have {MAX_KEYS_PER_DEVICE} unclaimed one-time keys. Upload fewer.")
     for algorithm, lines in new.items():
         query.run(
-            "INSERT INTO one_time_keys (batch, user_id, device_id, algorithm, number, taken) VALUES ($1, $2, $3, $4, $5, 0)",
+            "INSERT INTO one_time_keys (batch, user_id, device_id, algorithm, number, taken, next_at) "
+            "VALUES ($1, $2, $3, $4, $5, 0, 0)",
             batches[algorithm],
             user_id,
             device_id,
@@ -393,16 +395,19 @@ def _store_fallback(query: Query, user_id: str, device_id: str, key: Key) -> Non
 def _take(query: Query, user_id: str, device_id: str, algorithm: str, day: int, taken: list[_Taken]) -> bytes | None:
     """The next key as `"name":value`, which nobody else gets once `taken` is written; else the fallback key."""
     row = query.one(
-        "SELECT b.batch, b.number, b.taken, v.keys FROM one_time_keys b JOIN one_time_key_values v ON v.batch = b.batch "
+        "SELECT b.batch, b.number, b.taken, b.next_at, v.keys FROM one_time_keys b JOIN one_time_key_values v ON v.batch = b.batch "
         "WHERE b.user_id = $1 AND b.device_id = $2 AND b.algorithm = $3 AND b.taken < b.number ORDER BY b.batch LIMIT 1",
         user_id,
         device_id,
         algorithm,
     )
     if row is not None:
-        batch, number, before, lines = row
-        taken.append((user_id, device_id, algorithm, batch, before + 1, day if before + 1 == number else None))
-        line: bytes = lines.split(BETWEEN, before + 1)[before]
+        batch, number, before, at, lines = row
+        last = before + 1 == number
+        end = len(lines) if last else lines.index(BETWEEN, at)
+        after = end + len(BETWEEN)
+        taken.append((user_id, device_id, algorithm, batch, before + 1, after, day if last else None))
+        line: bytes = lines[at:end]
         return line
     row = query.one(
         "UPDATE fallback_keys SET used = 1 WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 RETURNING key_id, keys",

@@ -218,13 +218,15 @@ class Appender:
         if one.shown:
             room.take_event(one)
         if one.marks & (LOCAL | FAN_OUT):
-            tx.after(lambda: self._leaves(room, one))
+            shared = room.shared
+            tx.after(lambda: self._leaves(room, one, shared))
         tx.ring(tuple(room.local_joined), room.room_id)
         return one
 
-    def _leaves(self, room: Room, one: Stored) -> None:
-        """After the commit. Whoever a member event puts out is no longer in the room, and has to hear of it."""
-        if one.pos is not None and (room.shared or one.event.membership is not None):
+    def _leaves(self, room: Room, one: Stored, shared: bool) -> None:
+        """After the commit; others may have come since it was queued. Whoever a member event puts out is no longer in the
+        room, and has to hear of it."""
+        if one.pos is not None and (shared or room.shared or one.event.membership is not None):
             self._rooms.leaving.note(one.pos, one)
 
     def _insert(self, tx: Tx, room: Room, one: Stored) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from federation.backoff import Trouble
+from relay import departures
 from relay.clock import HOUR, MINUTE, SECOND
 from tests.federation.neighbours import Neighbour, two_servers, until
 
@@ -29,6 +33,38 @@ async def test_events_cross_at_once_and_in_order(tmp_path: Path) -> None:
         assert all(len(body["pdus"]) <= 50 for _, _, body in two.taken), "no transaction has more events than allowed"
         assert len(set(ids_of(two))) == len(two.taken), "each transaction has its own ID"
         assert {origin for origin, _, _ in two.taken} == {one.name}
+
+
+async def test_what_was_just_committed_is_not_read_again_and_what_memory_lost_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_servers(tmp_path) as (one, two):
+        one.ledger.room(ROOM, two.name)
+        await one.ledger.says(ROOM, "before the outbox begins")
+        one.send_out()
+        await until(lambda: len(two.texts()) == 1, "what was there before is read from the log")
+        reads = 0
+        new_events = one.ledger.new_events
+
+        def counted(*args: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            return new_events(*args)
+
+        monkeypatch.setattr(one.ledger, "new_events", counted)
+        for number in range(5):
+            await one.ledger.says(ROOM, str(number))
+        with one.db.write() as tx:
+            one.departures.durable(tx, [two.name], "m.direct_to_device", {"message_id": "m1"})
+        await tx
+        await until(lambda: len(two.texts()) == 6 and two.edus("m.direct_to_device"), "all of it arrives")
+        assert reads == 0, "from memory"
+        monkeypatch.setattr(departures, "MAX_FRESH", 3)
+        events = [one.ledger.build(ROOM, f"many at once {number}") for number in range(10)]
+        await asyncio.gather(*(one.ledger.writes(event) for event in events))
+        await until(lambda: len(two.texts()) == 16, "more than memory keeps arrives as well")
+        assert two.texts()[6:] == [f"many at once {number}" for number in range(10)], "in order"
+        assert reads > 0, "from the log"
 
 
 async def test_who_gets_an_event(tmp_path: Path) -> None:

@@ -47,6 +47,20 @@ async def test_the_same_state_event_by_three_ways_at_once(pair: tuple[str, Home,
     await one.agrees_with_its_disk(room_id)
 
 
+async def test_a_refused_event_that_comes_again_costs_the_room_nothing(pair: tuple[str, Home, Home]) -> None:
+    room_id, one, two = pair
+    intruder = await two.forges("nobody", room_id)
+    assert (await one.receives("two.example", room_id, intruder))[intruder.id], (
+        "who is not in the room says nothing there"
+    )
+    room = await one.room(room_id)
+    answers = await asyncio.gather(*(one.receives("two.example", room_id, intruder) for _ in range(3)))
+    assert all(answer == {intruder.id: None} for answer in answers), "it was dealt with"
+    assert await one.room(room_id) is room and not room.dropped, "and what memory holds of the room stays"
+    assert intruder.id not in await one.timeline(room_id)
+    await one.agrees_with_its_disk(room_id)
+
+
 async def test_a_batch_waits_for_the_disk_once(pair: tuple[str, Home, Home]) -> None:
     room_id, one, two = pair
     said = [await two.says("ben", room_id) for _ in range(20)]
