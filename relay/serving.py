@@ -9,8 +9,8 @@ import errno
 import gc
 import os
 import signal
-import sys
 import ssl
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
