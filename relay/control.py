@@ -85,7 +85,6 @@ class ControlSocket:
     """Answers commands while the relay runs. The caller holds the lock of the folder."""
 
     def __init__(self, data_dir: Path, commands: Mapping[str, Command]) -> None:
-        self._data_dir = data_dir
         self._path = data_dir / SOCKET_NAME
         self._commands = commands
         self._server: asyncio.Server | None = None

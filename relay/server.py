@@ -389,11 +389,6 @@ class Server:
             except (OSError, ssl.SSLError):
                 log.warning("the renewed certificate can't be used, so the old one stays", file=pair[0].name)
 
-    @property
-    def ports(self) -> list[int]:
-        """The ports that are listened on, in the order of the listeners; for tests that let the system choose."""
-        return [address[1] for runner in self._runners for address in runner.addresses]
-
     async def _status(self) -> dict[str, Any]:
         return {"server_name": self.settings.server_name, "version": VERSION, "pos": self.db.stable_pos()}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from relay.clock import HOUR, Clock
 from relay.db import Database, Query, Tx
-from relay.ids import server_of
 from relay.protocol import event as events
 from relay.protocol.event import Event
 from relay.protocol.power import Levels
@@ -27,7 +26,7 @@ MAX_CLOCK_AHEAD = HOUR
 def applies(redaction: Event, target: Event, levels: Levels) -> bool:
     if target.room_id != redaction.room_id or target.type == "m.room.create":
         return False
-    return server_of(redaction.sender) == server_of(target.sender) or levels.user(redaction.sender) >= levels.redact
+    return levels.may_redact(redaction.sender, target.sender)
 
 
 async def target_of(db: Database, room: Room, target_id: str | None) -> Stored | None:
