@@ -1,22 +1,23 @@
 """The texts of config files: the full example, and the first config of a new relay.
 
-Both come from the structs of `config.py`: values from the defaults, explanations from the docstrings below the fields.
+Both come from the structs of `relay/config/`: values from the defaults, explanations from the docstrings below the fields.
 Not here: reading a file.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import itertools
 import re
+import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import get_type_hints
 
 import msgspec
 
-from relay import config
 from relay.config import Listener, Rate, Section, Settings, choices_of
 
 EXAMPLE_SERVER_NAME = "example.org"
@@ -48,15 +49,16 @@ def example() -> str:
         "# Times are written 30s, 10m, 48h, 7d; sizes 512 KiB, 50 MiB, 2 GiB. File names are relative to the data folder.",
         "# This file is generated: relay config example > config.example.yaml",
         "",
-        *_block(Settings(server_name=EXAMPLE_SERVER_NAME), _explanations(), ""),
+        *_block(Settings(server_name=EXAMPLE_SERVER_NAME), ""),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _explanations() -> dict[tuple[str, str], str]:
+@functools.cache
+def _explanations(module: str) -> dict[tuple[str, str], str]:
     # Python keeps no docstrings for fields, so they are read from the source: one place for value and meaning.
     found = {}
-    for block in ast.parse(inspect.getsource(config)).body:
+    for block in ast.parse(inspect.getsource(sys.modules[module])).body:
         if isinstance(block, ast.ClassDef):
             for field, text in itertools.pairwise(block.body):
                 if (
@@ -68,11 +70,11 @@ def _explanations() -> dict[tuple[str, str], str]:
     return found
 
 
-def _block(section: Section, explanations: Mapping[tuple[str, str], str], indent: str) -> Iterator[str]:
+def _block(section: Section, indent: str) -> Iterator[str]:
     hints = get_type_hints(type(section))
     for field in msgspec.structs.fields(section):
         value = getattr(section, field.name)
-        text = explanations[type(section).__name__, field.name]
+        text = _explanations(type(section).__module__)[type(section).__name__, field.name]
         sample = _SAMPLE.search(text)
         choices = choices_of(hints[field.name])
         if not all(choice in text for choice in choices):
@@ -82,12 +84,12 @@ def _block(section: Section, explanations: Mapping[tuple[str, str], str], indent
             yield f"{indent}{field.name}: {{per_second: {value.per_second:g}, burst: {value.burst}}}"
         elif isinstance(value, Section):
             yield f"{indent}{field.name}:"
-            yield from _block(value, explanations, indent + "  ")
+            yield from _block(value, indent + "  ")
         elif isinstance(value, tuple) and value and isinstance(value[0], Section):
             yield f"{indent}{field.name}:"
             for item in value:
                 yield f"{indent}  -"
-                yield from _block(item, explanations, indent + "    ")
+                yield from _block(item, indent + "    ")
         elif value is None:
             yield f"{indent}# {field.name}: {sample[1] if sample else ''}"
         else:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import structlog
-from aiohttp import web
 
 from federation.addresses import AddressRule, SystemLookups
 from federation.answers import Answers
@@ -53,7 +51,7 @@ from relay.accounts.users import Users
 from relay.advertised import Advertised
 from relay.bell import Bell
 from relay.clock import Clock, SystemClock
-from relay.config import Listener, Settings
+from relay.config import Settings
 from relay.db import Database
 from relay.departures import Departures
 from relay.doors import AloneDoors, OpenDoors, Together
@@ -71,7 +69,8 @@ from relay.keys.published import Published
 from relay.keys.remote_lists import RemoteLists
 from relay.keys.to_device import ToDevice
 from relay.keys.user_signatures import UserSignatures
-from relay.limits import Limits, Rate
+from relay.limits import Limits
+from relay.listeners import Listeners
 from relay.media.remote_copies import RemoteCopies
 from relay.media.routes import Media
 from relay.part import Part
@@ -125,8 +124,6 @@ from relay.web import Web
 log = structlog.get_logger("server")
 
 VERSION = "0.1.0"
-CERTIFICATE_LOOK_SECONDS = 60.0
-STOP_SECONDS = 5.0
 
 Command = Callable[..., Awaitable[Any]]
 
@@ -136,7 +133,6 @@ class Server:
         self.settings = settings
         self.data_dir = data_dir
         self.clock: Clock = clock or SystemClock()
-        self._runners: list[web.ServerRunner] = []
         self._loops: asyncio.Task[None] | None = None
         self._build()
 
@@ -144,7 +140,7 @@ class Server:
         settings, clock, name = self.settings, self.clock, self.settings.server_name
         key = folder.load_key(self.data_dir, settings)
         media_folder = self.data_dir / "media"
-        limits = Limits(_rates(settings), clock, enabled=settings.limits.enabled)
+        limits = Limits(settings.limits.rates, clock, enabled=settings.limits.enabled)
         bell = Bell()
         db = Database(self.data_dir / settings.database.path, bell, settings.database.reader_threads)
         seal = Seal(settings.privacy.seal, settings.privacy.allow)
@@ -302,6 +298,8 @@ class Server:
 
         routes = [route for part in self._parts for route in part.routes()]
         self.web = Web(routes, sessions, xmatrix if federation.enabled else None, limits)
+        self._listeners = Listeners(self.web, self.data_dir, clock)
+        self._parts.append(_Looping(self._listeners.renew_certificates))
         self.db, self.bell, self.rooms, self.outbox = db, bell, rooms, outbox
         self._closing = [passwords.close, media.store.close, copies.store.close, keyring.close]
         self._closing_later = [outward.close, to_gateways.close, lookups.close]
@@ -325,15 +323,13 @@ class Server:
     async def start(self) -> None:
         """Listeners and loops. Raises OSError where a port is not to be had, NotSealed."""
         await self._inspection.require_sealed()
-        for listener in self.settings.listeners:
-            await self._listen(listener)
+        await self._listeners.open(self.settings.listeners)
         self._loops = asyncio.create_task(self._run_parts(), name="parts")
 
     async def stop(self) -> None:
         self._sync.stop()
         self._sliding.stop()
-        for runner in self._runners:
-            await runner.cleanup()
+        await self._listeners.close()
         if self._loops is not None:
             self._loops.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -359,36 +355,6 @@ class Server:
                 log.error("a part's loop broke and is begun again", part=type(part).__name__, exc_info=error)
                 await self.clock.sleep(1.0)
 
-    # --- listeners
-
-    async def _listen(self, listener: Listener) -> None:
-        server = self.web.listener(frozenset(listener.serves), listener.trusted_proxies)
-        runner = web.ServerRunner(server, shutdown_timeout=STOP_SECONDS)
-        await runner.setup()
-        self._runners.append(runner)
-        context = None
-        if listener.tls_certificate is not None and listener.tls_key is not None:
-            pair = (self.data_dir / listener.tls_certificate, self.data_dir / listener.tls_key)
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            context.load_cert_chain(*pair)
-            self._parts.append(_Looping(lambda: self._renew(context, pair)))
-        await web.TCPSite(runner, listener.address, listener.port, ssl_context=context, backlog=1024).start()
-
-    async def _renew(self, context: ssl.SSLContext, pair: tuple[Path, Path]) -> None:
-        """New handshakes get the new certificate; a pair that does not fit leaves the old one in place."""
-        seen = _times(pair)
-        while True:
-            await self.clock.sleep(CERTIFICATE_LOOK_SECONDS)
-            now = _times(pair)
-            if now == seen:
-                continue
-            try:
-                context.load_cert_chain(*pair)
-                seen = now
-                log.info("took up the renewed certificate", file=pair[0].name)
-            except (OSError, ssl.SSLError):
-                log.warning("the renewed certificate can't be used, so the old one stays", file=pair[0].name)
-
     async def _status(self) -> dict[str, Any]:
         return {"server_name": self.settings.server_name, "version": VERSION, "pos": self.db.stable_pos()}
 
@@ -401,21 +367,3 @@ class _Looping(Part):
 
     async def run(self) -> None:
         await self._loop()
-
-
-def _rates(settings: Settings) -> dict[str, Rate]:
-    limits = settings.limits
-    return {
-        "messages": limits.messages,
-        "login": limits.login,
-        "registration": limits.registration,
-        "joins": limits.joins,
-        "invites": limits.invites,
-        "keys": limits.keys,
-        "media": limits.media,
-        "federation": limits.federation,
-    }
-
-
-def _times(pair: tuple[Path, Path]) -> list[int]:
-    return [path.stat().st_mtime_ns if path.exists() else 0 for path in pair]

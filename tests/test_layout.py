@@ -23,7 +23,7 @@ ORDER = (
     ("relay.ids", "relay.errors", "relay.clock"),
     ("relay.protocol",),
     ("relay.config", "relay.config_example", "relay.db", "relay.bell", "relay.web", "relay.wire", "relay.limits", "relay.log",
-     "relay.remote", "relay.doors", "relay.part", "relay.departures", "relay.tables", "relay.upgrade", "relay.advertised", "relay.absent"),
+     "relay.remote", "relay.doors", "relay.part", "relay.departures", "relay.tables", "relay.upgrade", "relay.advertised", "relay.absent", "relay.listeners"),
     ("relay.accounts",),
     ("relay.rooms",),
     ("relay.people", "relay.keys", "relay.ephemeral", "relay.media", "relay.push"),

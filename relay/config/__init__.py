@@ -1,0 +1,54 @@
+"""What an operator may set: one YAML file, read once at the start into frozen, typed settings.
+
+`sections.py` has the blocks, `settings.py` the whole, `reading.py` reads the file, `values.py` is what settings are made
+of; `relay/config_example.py` prints them as `config.example.yaml`. Only `server_name` is required. Nothing outside this
+package reads the file, and no part looks a setting up by its name: parts get the struct they need.
+"""
+
+from __future__ import annotations
+
+from relay.config.reading import CONFIG_NAME, ConfigError, choices_of, load, parse
+from relay.config.sections import (
+    Accounts,
+    Calls,
+    Database,
+    Federation,
+    Limits,
+    Listener,
+    Log,
+    Media,
+    Presence,
+    Privacy,
+    Rate,
+    Registration,
+    Rooms,
+    Turn,
+)
+from relay.config.settings import Settings
+from relay.config.values import Duration, Section, Size
+
+__all__ = [
+    "Accounts",
+    "CONFIG_NAME",
+    "Calls",
+    "ConfigError",
+    "Database",
+    "Duration",
+    "Federation",
+    "Limits",
+    "Listener",
+    "Log",
+    "Media",
+    "Presence",
+    "Privacy",
+    "Rate",
+    "Registration",
+    "Rooms",
+    "Section",
+    "Settings",
+    "Size",
+    "Turn",
+    "choices_of",
+    "load",
+    "parse",
+]
