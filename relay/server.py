@@ -73,6 +73,7 @@ from relay.limits import Limits
 from relay.listeners import Listeners
 from relay.media.remote_copies import RemoteCopies
 from relay.media.routes import Media
+from relay.pages import assembled as pages_assembled
 from relay.part import Part
 from relay.people.account_data import AccountData
 from relay.people.calls import Calls, transports
@@ -295,6 +296,10 @@ class Server:
             Joins(db, rooms, sender, members, receiver, remote, asking, chains, key),
             Hierarchy(summaries), DatesAnswers(asking, dates), UserInfo(openid),
         ]  # fmt: skip
+
+        # What a browser shows.
+        pages = pages_assembled.assemble(db, clock, limits, users, account, doors)
+        self._parts += pages.parts
 
         routes = [route for part in self._parts for route in part.routes()]
         self.web = Web(routes, sessions, xmatrix if federation.enabled else None, limits)

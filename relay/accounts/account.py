@@ -40,6 +40,8 @@ class Account(Part):
         self._reauth = reauth
         # Called with the write, the user and whether she asked for erasure.
         self.on_deactivated: list[OnDeactivated] = []
+        # Called with the write and the user whose password changes.
+        self.on_password_changed: list[Callable[[Tx, str], None]] = []
         # Leaves all rooms of a user; the server sets it. Called again until it returns.
         self.leave_rooms: Callable[[str], Awaitable[None]] | None = None
         self._somebody_leaves = asyncio.Event()
@@ -96,6 +98,8 @@ class Account(Part):
 
         def change(tx: Tx) -> None:
             self._users.set_password(tx, user_id, password_hash)
+            for told in self.on_password_changed:
+                told(tx, user_id)
             tx.after(lambda: self._sessions.forget(user_id))
 
         if sign_out:
