@@ -35,7 +35,7 @@ class Restrained:
 
     async def _all(self) -> tuple[set[str], set[str]]:
         while self._known is None:
-            before = self._taken = object()
+            before = self._taken
             rows = await self._users.restrained()
             if self._taken is before:
                 self._known = {u.user_id for u in rows if u.locked}, {u.user_id for u in rows if u.suspended}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from relay.accounts.moderated import Restrained
 from tests.people import Person, path
 from tests.town import Town
 
@@ -110,3 +111,28 @@ async def test_who_is_signed_in_where_is_told_without_addresses(town: Town) -> N
     assert set(connection) == {"last_seen"}, "there is a day, and neither an address nor a user agent"
     assert (await bob.calls("GET", path("admin", "whois", bob.id))) == told, "one may ask about oneself"
     assert (await bob.is_refused(bob.calls("GET", path("admin", "whois", mod.id)))).status == 403
+
+
+async def test_many_who_come_at_once_ask_the_database_and_all_get_an_answer() -> None:
+    """Each of several first askers reads for herself; none may take another's reading for a change and begin again."""
+    asked = 0
+
+    class SlowUsers:
+        async def restrained(self) -> list[object]:
+            nonlocal asked
+            asked += 1
+            assert asked <= 8, "they go on asking for ever"
+            # Each reading takes a few turns of the loop, so that four of them overlap.
+            for _ in range(3):
+                await asyncio.sleep(0)
+            return []
+
+    restrained = Restrained(SlowUsers())  # type: ignore[arg-type]
+    answers = await asyncio.gather(*(_a_turn_later(turn, restrained) for turn in range(4)))
+    assert answers == [False] * 4, "nobody is suspended, and everybody hears it"
+
+
+async def _a_turn_later(turns: int, restrained: Restrained) -> bool:
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    return await restrained.suspended("@alice:one")
