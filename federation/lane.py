@@ -114,6 +114,12 @@ class Lane:
         self.drop_flight()
         self.passing.clear()
 
+    def empty(self) -> None:
+        """Nothing is to be sent there."""
+        self.events.clear()
+        self.passing.clear()
+        self.behind, self.flight, self.edus_due = None, None, False
+
     def drop_flight(self) -> None:
         if self.flight is not None and self.flight.last_edu:
             self.edus_due = True

@@ -126,6 +126,8 @@ class Outbox(Part):
         """Leaves soon or, where the server can't be reached, never."""
         if self._group is None or self._backoff.wait_left(destination) or not is_server_name(destination):
             return
+        if not self._departures.allows(destination):
+            return
         lane = self._lane(destination)
         lane.add_passing(key, edu_type, content)
         self._wake(lane)
@@ -194,6 +196,8 @@ class Outbox(Part):
             return
         waiting = Waiting(one.pos, event.id, event.raw)
         for server in destinations(event, room.servers, self._server_name):
+            if not self._departures.allows(server):
+                continue
             if one.pos <= self._begun[1] and await self._came_later(server, event.room_id, one.pos):
                 continue
             if server in self._lanes or is_server_name(server):
@@ -278,6 +282,9 @@ class Outbox(Part):
 
     async def _send_next(self, lane: Lane) -> bool:
         """Whether it is worth going on at once."""
+        if not self._departures.allows(lane.server):
+            self._shut_out(lane)
+            return False
         flight = lane.flight
         if flight is None:
             if lane.behind is not None and not lane.events:
@@ -310,6 +317,13 @@ class Outbox(Part):
             return self._not_taken(lane, error)
         self._taken(lane, answer)
         return True
+
+    def _shut_out(self, lane: Lane) -> None:
+        """The operator's lists say so: nothing waits for it any longer. Let in again, it asks for what it missed."""
+        lane.empty()
+        self._taken_edus[lane.server] = self._handing
+        self._dirty.add(lane.server)
+        self._to_keep.set()
 
     async def _catch_up(self, lane: Lane) -> None:
         while lane.behind is not None:

@@ -113,6 +113,14 @@ def _command(data_dir: Path, name: str, args: Mapping[str, Any]) -> Any:
         return offline(data_dir, name, args)
 
 
+def _running(data_dir: Path, name: str) -> Any:
+    """For what makes sense only in a relay that runs."""
+    try:
+        return asyncio.run(control.call(data_dir, name, {}))
+    except control.NotRunning as absent:
+        raise OperatorError(str(absent)) from None
+
+
 def _user_add(arguments: argparse.Namespace) -> int:
     localpart = folder.user_id(arguments.name, folder.load_settings(arguments.data))[1:].partition(":")[0]
     args = {"localpart": localpart, "password": _password(arguments), "admin": arguments.admin}
@@ -175,11 +183,11 @@ def _seal(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    try:
-        result = asyncio.run(control.call(arguments.data, "status", {}))
-    except control.NotRunning as absent:
-        raise OperatorError(str(absent)) from None
-    return _tell(arguments, result, answers.status)
+    return _tell(arguments, _running(arguments.data, "status"), answers.status)
+
+
+def _reload(arguments: argparse.Namespace) -> int:
+    return _tell(arguments, _running(arguments.data, "reload"), answers.reloaded)
 
 
 # --- asking and telling --------------------------------------------------------------------------------------------
@@ -307,6 +315,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     grammar.add("check", _check, "look over config, keys, database, ports, disk and clock", "--data data")
     grammar.add("status", _status, "say whether the relay on a data folder runs and answers", "--data data")
+    grammar.add("reload", _reload, "take up the config's lists of servers without a restart", "--data data")
     audit = grammar.add(
         "audit", _audit, "count what is stored by the rule that lets it exist; name what has none", "--data data"
     )

@@ -109,6 +109,14 @@ def sealed(result: Any) -> str:
     return f"{changed} rows were redacted or removed." if changed else "Nothing had to be redacted."
 
 
+def reloaded(result: Any) -> str:
+    taken, left = result["taken_up"], result["needs_restart"]
+    lines = [f"Taken up: {', '.join(taken)}." if taken else "Nothing that can be taken up at once has changed."]
+    if left:
+        lines.append(f"Changed as well, and taken up at the next start: {', '.join(left)}.")
+    return "\n".join(lines)
+
+
 def status(result: Any) -> str:
     return "\n".join(f"{key}: {value}" for key, value in result.items())
 

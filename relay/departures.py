@@ -77,8 +77,10 @@ class Departures(Part):
         ),
     )
 
-    def __init__(self, server_name: str) -> None:
+    def __init__(self, server_name: str, allows: Callable[[str], bool] = lambda server: True) -> None:
+        """`allows`: whether the relay has to do with a server at all."""
         self._server_name = server_name
+        self.allows = allows
         self._takes_passing: TakesPassing | None = None
         # The destinations of rows of `departing_edus`, noted once these are committed.
         self.fresh: Fresh[str] = Fresh()
@@ -90,7 +92,7 @@ class Departures(Part):
         """Leaves once `tx` is committed, and survives restarts until delivered."""
         raw = orjson.dumps(content)
         for destination in destinations:
-            if destination != self._server_name:
+            if destination != self._server_name and self.allows(destination):
                 pos = tx.pos()
                 tx.run(
                     "INSERT INTO departing_edus (pos, destination, type, content) VALUES ($1, $2, $3, $4)",

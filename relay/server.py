@@ -90,6 +90,7 @@ from relay.push.notifications import Notifications
 from relay.push.pushers import Pushers
 from relay.push.rules import PushRules
 from relay.push.unread import Unread
+from relay.reloading import Reloading
 from relay.rooms.afar import Afar
 from relay.rooms.append import Appender
 from relay.rooms.create import Creator
@@ -113,6 +114,7 @@ from relay.rooms.timeline import Timeline
 from relay.rooms.upgrade import Upgrades
 from relay.rooms.viewing import Viewing
 from relay.rooms.write_routes import WriteRoutes
+from relay.server_controls import ServerControls
 from relay.sync.classic import ClassicSync
 from relay.sync.gather import Gather
 from relay.sync.rooms import SyncRooms
@@ -152,13 +154,14 @@ class Server:
         users = Users(db, name, passwords, clock)
         restrained = Restrained(users)
         restrained_doors = RestrainedDoors(restrained)
+        federation = settings.federation
+        controls = ServerControls(name, federation.allow, federation.deny)
         doors = Together(
-            [OpenDoors() if settings.federation.enabled else AloneDoors(), restrained_doors, invite_blocking]
+            [OpenDoors() if federation.enabled else AloneDoors(), controls, restrained_doors, invite_blocking]
         )
-        departures = Departures(name)
+        departures = Departures(name, controls.allows)
 
         # Other servers, as far as we ask them.
-        federation = settings.federation
         rule = AddressRule(private=federation.allow_private_addresses, here=settings.on_loopback)
         lookups = SystemLookups()
         ca_file = self.data_dir / federation.extra_ca_file if federation.extra_ca_file else None
@@ -314,6 +317,7 @@ class Server:
             **tokens.commands(),
             **moderated.commands(),
             **self._inspection.commands(),
+            **Reloading(self.data_dir, settings, controls).commands(),
             "status": self._status,
         }
 

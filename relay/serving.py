@@ -82,8 +82,10 @@ async def _serve(data_dir: Path, settings: Settings, done: list[str], program: s
         ):
             _say(line)
         _settle()
+        reloads: set[asyncio.Task[None]] = set()
+        loop.add_signal_handler(signal.SIGHUP, lambda: reloads.add(loop.create_task(_reload(server))))
         await stop.wait()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)  # whoever asks twice does not want to wait
         _say("Stopping: what was answered is saved, open requests are finished.")
     finally:
@@ -91,6 +93,13 @@ async def _serve(data_dir: Path, settings: Settings, done: list[str], program: s
         await server.stop()
     _say("Stopped.")
     return 0
+
+
+async def _reload(server: Server) -> None:
+    try:
+        _say(answers.reloaded(await control.run(server.commands["reload"], {})))
+    except control.CommandFailed as refused:
+        _say(str(refused))
 
 
 async def _offline(data_dir: Path, settings: Settings, command: str, args: Mapping[str, Any]) -> Any:

@@ -23,14 +23,14 @@ ORDER = (
     ("relay.ids", "relay.errors", "relay.clock"),
     ("relay.protocol",),
     ("relay.config", "relay.config_example", "relay.db", "relay.bell", "relay.web", "relay.wire", "relay.limits", "relay.log",
-     "relay.remote", "relay.doors", "relay.part", "relay.departures", "relay.tables", "relay.upgrade", "relay.advertised", "relay.absent", "relay.listeners"),
+     "relay.remote", "relay.doors", "relay.server_controls", "relay.part", "relay.departures", "relay.tables", "relay.upgrade", "relay.advertised", "relay.absent", "relay.listeners"),
     ("relay.accounts",),
     ("relay.rooms",),
     ("relay.people", "relay.keys", "relay.ephemeral", "relay.media", "relay.push"),
     ("relay.moderation", "relay.privacy"),
     ("relay.sync",),
     ("federation", "relay.pages"),
-    ("relay.control", "relay.folder", "relay.checkup", "relay.answers", "relay.inspection", "relay.server", "relay.serving", "relay.__main__"),
+    ("relay.control", "relay.folder", "relay.checkup", "relay.answers", "relay.inspection", "relay.reloading", "relay.server", "relay.serving", "relay.__main__"),
 )  # fmt: skip
 # What protocol/ may use beside itself and most of the standard library.
 PURE_PACKAGES = {"orjson", "canonicaljson", "nacl"}

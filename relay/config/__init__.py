@@ -7,12 +7,12 @@ package reads the file, and no part looks a setting up by its name: parts get th
 
 from __future__ import annotations
 
+from relay.config.federation import Federation
 from relay.config.reading import CONFIG_NAME, ConfigError, choices_of, load, parse
 from relay.config.sections import (
     Accounts,
     Calls,
     Database,
-    Federation,
     Limits,
     Listener,
     Log,

@@ -139,33 +139,6 @@ class Limits(Section, frozen=True):
         return {name: rate for name, rate in given.items() if isinstance(rate, Rate)}
 
 
-class Federation(Section, frozen=True):
-    enabled: bool = True
-    """Talk to other servers."""
-    key_file: FileName = "signing.key"
-    """The signing key, relative to the data folder. Keep a copy: without it the rooms of this server are lost."""
-    extra_ca_file: str | None = None
-    """PEM file with certificate authorities that are trusted beside the system's. Example: ca.pem"""
-    allow_private_addresses: bool = False
-    """Connect to servers on private and loopback addresses. With a server name of localhost, loopback is allowed
-    anyway."""
-    request_timeout: Duration = Duration(30 * SECOND)
-    """How long another server may take to answer."""
-    key_timeout: Duration = Duration(10 * SECOND)
-    """How long a request waits for the keys that verify it."""
-    outbox_backoff_min: Duration = Duration(5 * SECOND)
-    """First wait after a server could not be reached; it doubles with each attempt."""
-    outbox_backoff_max: Duration = Duration(HOUR)
-    """Longest wait between two attempts."""
-
-    def __post_init__(self) -> None:
-        for name in ("request_timeout", "key_timeout", "outbox_backoff_min"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} can't be 0: write a time such as 10s")
-        if self.outbox_backoff_max < self.outbox_backoff_min:
-            raise ValueError("outbox_backoff_max is shorter than outbox_backoff_min: raise the one or lower the other")
-
-
 class Turn(Section, frozen=True):
     uris: tuple[str, ...] = ()
     """The TURN server's addresses, such as "turn:turn.example.org?transport=udp"; none: calls go without."""

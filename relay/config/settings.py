@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
+from relay.config.federation import Federation
 from relay.config.sections import (
     Accounts,
     Calls,
     Database,
-    Federation,
     Limits,
     Listener,
     Log,

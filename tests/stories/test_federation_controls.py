@@ -1,0 +1,105 @@
+"""The operator's lists of servers: whoever is shut out gets nothing in and nothing out, by no path, from the reload on."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from relay import config
+from relay.control import CommandFailed
+from relay.errors import RemoteError
+from tests.forger import Forger
+from tests.people import ciphertext, path, until
+from tests.town import Town, Within
+
+
+async def sets_lists(house: Within, **lists: list[str]) -> dict[str, Any]:
+    """Writes them into the config of a relay that runs, and has it read."""
+    file = house.folder / config.CONFIG_NAME
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("federation:")]
+    said = "".join(f", {name}: {patterns}" for name, patterns in lists.items())
+    lines.append(f"federation: {{extra_ca_file: ca.crt, outbox_backoff_min: 1s, request_timeout: 10s{said}}}")
+    file.write_text("\n".join(lines) + "\n")
+    answer: dict[str, Any] = await house.command("reload")
+    return answer
+
+
+async def rows(house: Within, table: str) -> int:
+    assert house.server is not None
+    return int(await house.server.db.read(lambda query: query.value(f"SELECT count(*) FROM {table}")))
+
+
+async def test_a_server_is_shut_out_and_let_in_again(town: Town) -> None:
+    alice, bob, carol = await town.users("alice@one", "bob@two", "carol@three")
+    one = await town.relay("one")
+    room = await alice.creates_room(with_=[bob, carol])
+    await alice.syncs()
+    assert await bob.sees(await alice.sends(room)) and await alice.sees(await bob.sends(room))
+    picture = await bob.uploads(os.urandom(300))
+    await alice.downloads(picture)
+
+    answer = await sets_lists(one, deny=[bob.server])
+    assert answer["taken_up"] == ["federation.deny"], "without a restart"
+
+    # In: nothing that it signs is taken, and what others hand on is not shown.
+    forger = Forger(town.houses["two"], one.name)  # type: ignore[arg-type]
+    with pytest.raises(RemoteError, match="shut that server out"):
+        await forger.asks("GET", f"/_matrix/federation/v1/query/profile?user_id={alice.id}")
+    with pytest.raises(RemoteError, match="shut that server out"):
+        await forger.transaction([(await forger.builds(room, bob.id, "m.room.encrypted", ciphertext())).pdu])
+    unseen = await bob.sends(room)
+    assert await carol.sees(unseen), "others hear it"
+    after = await carol.sends(room)
+    assert await alice.sees(after), "others are heard"
+    assert await alice.does_not_see(unseen), "also by way of another server"
+
+    # Out: no event, no key, no file, no question.
+    silent = await alice.sends(room)
+    assert await carol.sees(silent)
+    assert await until(lambda: _is_zero(one, "destinations")), "nor is it kept for later"
+    await alice.tells_devices("m.room.encrypted", {bob.id: {"*": _olm()}})
+    assert await until(lambda: _is_zero(one, "departing_edus")), "nothing waits for it"
+    for doing in (
+        alice.invites_to(await alice.creates_room(), bob),
+        alice.joins(f"#anywhere:{bob.server}"),
+        alice.downloads(picture),
+        alice.calls("GET", path("profile", bob.id)),
+    ):
+        assert (await alice.is_refused(doing)).status in (403, 404, 502)
+
+    # A mistake in the file changes nothing.
+    good = (one.folder / config.CONFIG_NAME).read_text()
+    (one.folder / config.CONFIG_NAME).write_text(good.replace("deny:", "denny:"))
+    with pytest.raises(CommandFailed, match="Did you mean deny"):
+        await one.command("reload")
+    (one.folder / config.CONFIG_NAME).write_text(good)
+
+    await sets_lists(one)
+    heard = await bob.sends(room)
+    assert await alice.sees(heard), "let in again, it is heard"
+    assert await bob.sees(await alice.sends(room)), "and hears"
+
+
+async def test_only_those_on_the_list_pass(town: Town) -> None:
+    alice, bob = await town.users("alice@one", "bob@two")
+    one = await town.relay("one")
+    await sets_lists(one, allow=["*.example.org", "localhost:1"])
+    refused = await alice.is_refused(alice.joins("#anywhere:" + bob.server))
+    assert "shut that server out" in refused.text
+    await sets_lists(one, allow=["*.example.org", "localhost*"])
+    room = await alice.creates_room(with_=bob)
+    assert await bob.sees(await alice.sends(room))
+
+
+async def _is_zero(house: Within, table: str) -> bool:
+    return await rows(house, table) == 0
+
+
+def _olm() -> dict[str, Any]:
+    return {
+        "algorithm": "m.olm.v1.curve25519-aes-sha2",
+        "sender_key": "k" * 43,
+        "ciphertext": {"k" * 43: {"type": 0, "body": "QUJD" * 8}},
+    }
