@@ -13,6 +13,14 @@ from relay.errors import Forbidden
 from relay.protocol.event import Event
 
 
+class Dropped(Exception):
+    """A door takes a local user's message and throws it away; she is answered as if it had been sent."""
+
+    def __init__(self, event: Event) -> None:
+        super().__init__(event.id)
+        self.event = event
+
+
 class Doors(Protocol):
     async def register(self, user_id: str) -> None: ...
     async def login(self, user_id: str) -> None: ...

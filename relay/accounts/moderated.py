@@ -14,7 +14,7 @@ from relay.accounts.account import Account
 from relay.accounts.devices import Devices
 from relay.accounts.sessions import Sessions
 from relay.accounts.users import User, Users
-from relay.db import Database
+from relay.db import Database, Tx
 from relay.doors import OpenDoors
 from relay.errors import Forbidden, InvalidParam, MissingParam, NotFound, UserLocked, UserSuspended
 from relay.part import Part
@@ -123,6 +123,9 @@ class Moderated(Part):
         self._devices = devices
         self._account = account
         self._restrained = restrained
+        # Who changes what for whom (actor, "lock" or "suspend", user, on or off); the server sets it to the moderators'
+        # actions, which write it into their log.
+        self.through: Callable[[str, str, str, bool], Awaitable[None]] | None = None
 
     def routes(self) -> Iterable[Route]:
         admin = "/_matrix/client/v1/admin"
@@ -137,30 +140,44 @@ class Moderated(Part):
 
     # --- setting
 
-    async def set_locked(self, user_id: str, locked: bool) -> None:
+    async def set_locked(self, user_id: str, locked: bool, *, also: Callable[[Tx], None] | None = None) -> None:
+        """`also` adds to the same write."""
+
         def take() -> None:
             self._restrained.take()
             self._sessions.take_locked(user_id, locked)
 
         with self._db.write() as tx:
             self._users.set_locked(tx, user_id, locked)
+            if also is not None:
+                also(tx)
             tx.after(take)
         await tx
 
-    async def set_suspended(self, user_id: str, suspended: bool) -> None:
+    async def set_suspended(self, user_id: str, suspended: bool, *, also: Callable[[Tx], None] | None = None) -> None:
         with self._db.write() as tx:
             self._users.set_suspended(tx, user_id, suspended)
+            if also is not None:
+                also(tx)
             tx.after(self._restrained.take)
         await tx
 
+    async def change(self, actor: str, measure: str, user_id: str, on: bool) -> None:
+        if self.through is not None:
+            await self.through(actor, measure, user_id, on)
+        elif measure == "lock":
+            await self.set_locked(user_id, on)
+        else:
+            await self.set_suspended(user_id, on)
+
     async def lock_command(self, *, user: str, locked: bool = True) -> dict[str, Any]:
         user_id = (await self._account.open_account(user)).user_id
-        await self.set_locked(user_id, locked)
+        await self.change("operator", "lock", user_id, locked)
         return {"user_id": user_id, "locked": locked}
 
     async def suspend_command(self, *, user: str, suspended: bool = True) -> dict[str, Any]:
         user_id = (await self._account.open_account(user)).user_id
-        await self.set_suspended(user_id, suspended)
+        await self.change("operator", "suspend", user_id, suspended)
         return {"user_id": user_id, "suspended": suspended}
 
     # --- endpoints
@@ -185,7 +202,7 @@ class Moderated(Part):
     async def _put_lock(self, request: Request) -> Answer:
         user = await self._target(request)
         locked = _flag(request, "locked")
-        await self.set_locked(user.user_id, locked)
+        await self.change(request.user_id, "lock", user.user_id, locked)
         return {"locked": locked}
 
     async def _get_suspend(self, request: Request) -> Answer:
@@ -194,7 +211,7 @@ class Moderated(Part):
     async def _put_suspend(self, request: Request) -> Answer:
         user = await self._target(request)
         suspended = _flag(request, "suspended")
-        await self.set_suspended(user.user_id, suspended)
+        await self.change(request.user_id, "suspend", user.user_id, suspended)
         return {"suspended": suspended}
 
     async def _whois(self, request: Request) -> Answer:

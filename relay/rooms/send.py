@@ -11,7 +11,7 @@ from typing import Any
 
 from relay.clock import HOUR, Clock
 from relay.db import ChainBroken, Database, IntegrityError, Tx
-from relay.doors import Doors
+from relay.doors import Doors, Dropped
 from relay.errors import ApiError, Forbidden, InvalidParam, NotAllowed
 from relay.ids import is_event_id
 from relay.protocol import event as events
@@ -142,9 +142,12 @@ class Sender:
                     same = await self._unchanged(room, sender, type, state_key, content)
                     if same is not None:
                         return same
-                event = await self.judged(
-                    room, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts
-                )
+                try:
+                    event = await self.judged(
+                        room, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts
+                    )
+                except Dropped as dropped:
+                    return Stored(dropped.event, 0, None, room.nid, None, LOCAL)
                 target, levels = None, None
                 if type == "m.room.redaction":
                     target = await redactions.target_of(self._db, room, event.redacts)

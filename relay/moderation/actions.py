@@ -1,0 +1,489 @@
+"""Every measure against a person, a message, a file, a room or a server, by a moderator, an integration or a rule.
+
+Each is a row of the audit log, in the same write as what it changes. What can't be undone waits: for a second person,
+or, where there is none, for a day in which any moderator can cancel it. What has an end is lifted by `run`.
+What the measures are stands in `acts.py`, what they do inside rooms in `room_acts.py`, what is in force in `restrictions.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import structlog
+
+from relay.accounts.account import Account
+from relay.accounts.moderated import Moderated
+from relay.accounts.users import Users
+from relay.clock import DAY, Clock
+from relay.db import Database, Query, Tx
+from relay.errors import ApiError, Forbidden, InvalidParam, NotAllowed, NotFound
+from relay.moderation.acts import HASH, MEASURES, Act, Outcome, checked
+from relay.moderation.persons import Persons
+from relay.moderation.rest import rest
+from relay.moderation.restrictions import (
+    KEPT_OUT,
+    LOCK,
+    MEDIA,
+    MEDIA_HASH,
+    ROOM_BLOCK,
+    SERVER_ALLOW,
+    SERVER_BLOCK,
+    SHADOW,
+    SUSPEND,
+    Restrictions,
+    TakenBack,
+)
+from relay.moderation.room_acts import RoomActs
+from relay.part import Part
+from relay.tables import Schema, Table
+
+log = structlog.get_logger("actions")
+
+ALONE_WAITS_MS = DAY
+# For a second person; then it has to be asked for again.
+ASKED_KEPT_MS = 7 * DAY
+DONE_KEPT_MS = 7 * DAY
+LOOK_EVERY_SECONDS = 60.0
+MAX_WAITING = 1_000
+WAITING, RUNNING, DONE = 0, 1, 2
+
+Beside = Callable[[Tx], None]
+
+_KIND = {
+    "shadow": SHADOW, "block_room": ROOM_BLOCK, "block_server": SERVER_BLOCK, "allow_server": SERVER_ALLOW,
+    "suspend": SUSPEND, "lock": LOCK,
+}  # fmt: skip
+_MEASURE_OF = {kind: measure for measure, kind in _KIND.items()} | {MEDIA: "quarantine", MEDIA_HASH: "quarantine"}
+
+
+class Audit(Protocol):
+    """`audit_log.py`."""
+
+    def record(
+        self,
+        tx: Tx,
+        *,
+        actor: str,
+        action: str,
+        target: str,
+        reason_code: str,
+        case_id: str | None = None,
+        automated: bool = False,
+        detail: Any = None,
+    ) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingAct:
+    act_id: str
+    act: Act
+    asked_ts: int
+    due_ts: int | None
+    state: int
+    done: int
+    failed: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "id": self.act_id,
+            "measure": self.act.measure,
+            "target": self.act.target,
+            "room_id": self.act.room_id,
+            "asked_by": self.act.actor,
+            "reason_code": self.act.reason_code,
+            "report_id": self.act.case_id,
+            "asked": self.asked_ts,
+            "due": self.due_ts,
+            "state": ("waiting", "running", "done")[self.state],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    strike_id: str
+    given_day: int
+    until_ts: int
+    reason_code: str
+    case_id: str | None
+
+
+class Actions(Part):
+    schema = Schema(
+        "actions",
+        tables=(
+            Table(
+                "strikes",
+                "a warning that counts for a while",
+                {
+                    "strike_id": ("its name", "until it expires or is taken back"),
+                    "user_id": ("who was warned", "until it expires or is taken back"),
+                    "given_day": ("the day", "until it expires or is taken back"),
+                    "until_ts": ("when it counts no longer", "until it expires or is taken back"),
+                    "reason_code": ("why, as a word of a list", "until it expires or is taken back"),
+                    "case_id": ("the case it belongs to", "until it expires or is taken back"),
+                },
+            ),
+            Table(
+                "waiting_acts",
+                "a measure that waits for a second person or for its time, or is being carried out",
+                {
+                    "act_id": ("its name", "7 d after it is done"),
+                    "measure": ("what is asked for", "7 d after it is done"),
+                    "target": ("against whom or what", "7 d after it is done"),
+                    "room_id": ("in which room", "7 d after it is done"),
+                    "actor": ("who asked for it: may not be the second person", "7 d after it is done"),
+                    "reason_code": ("why, as a word of a list", "7 d after it is done"),
+                    "case_id": ("the case it belongs to", "7 d after it is done"),
+                    "erase": ("whether a closed account's messages go too", "7 d after it is done"),
+                    "asked_ts": ("when it was asked for", "7 d after it is done"),
+                    "due_ts": ("when it runs by itself, where there is no second person", "7 d after it is done"),
+                    "state": ("0 waiting, 1 being carried out, 2 done", "7 d after it is done"),
+                    "done_count": ("events taken back, people taken out", "7 d after it is done"),
+                    "failed_count": ("of them, what did not work", "7 d after it is done"),
+                },
+            ),
+        ),
+        steps=(
+            """
+            CREATE TABLE strikes (strike_id TEXT PRIMARY KEY, user_id TEXT NOT NULL, given_day BIGINT NOT NULL,
+                until_ts BIGINT NOT NULL, reason_code TEXT NOT NULL, case_id TEXT);
+            CREATE INDEX strikes_of_user ON strikes (user_id);
+            CREATE TABLE waiting_acts (act_id TEXT PRIMARY KEY, measure TEXT NOT NULL, target TEXT NOT NULL, room_id TEXT,
+                actor TEXT NOT NULL, reason_code TEXT NOT NULL, case_id TEXT, erase SMALLINT NOT NULL, asked_ts BIGINT NOT NULL,
+                due_ts BIGINT, state SMALLINT NOT NULL, done_count BIGINT NOT NULL, failed_count BIGINT NOT NULL)
+            """,
+        ),
+    )
+
+    def __init__(
+        self,
+        db: Database,
+        clock: Clock,
+        audit: Audit,
+        restrictions: Restrictions,
+        persons: Persons,
+        users: Users,
+        account: Account,
+        moderated: Moderated,
+        rooms: RoomActs,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._audit = audit
+        self._restrictions = restrictions
+        self._persons = persons
+        self._users = users
+        self._account = account
+        self._moderated = moderated
+        self.rooms = rooms
+        # Told of each act that begins to wait, so that all moderators hear of it.
+        self.on_waiting: list[Callable[[WaitingAct], Awaitable[None]]] = []
+        # In the write of each act that is carried out: webhooks.
+        self.on_taken: list[Callable[[Tx, Act], None]] = []
+        self._woken = asyncio.Event()
+
+    # --- taking
+
+    async def take(self, act: Act, *, beside: Beside | None = None) -> Outcome:
+        """Carries the act out, or lets it wait. `beside` adds to the write that records it. Raises ApiError."""
+        act = checked(act)
+        await self._require_takeable(act)
+        if not MEASURES[act.measure].reversible:
+            return await self._ask(act, beside)
+        return await self._carry_out(act, beside)
+
+    async def _require_takeable(self, act: Act) -> None:
+        if MEASURES[act.measure].target != "user" or act.undo or act.measure in ("redact_all", "warn"):
+            return
+        if act.target == act.actor:
+            raise Forbidden("You can't take a measure against yourself. Ask another moderator.")
+        local = self._users.is_local(act.target)
+        if act.measure in ("suspend", "lock", "deactivate", "shadow"):
+            if not local:
+                raise InvalidParam("This person has no account on this server. Ask the people who run theirs.")
+            user = await self._users.get(act.target)
+            if user.deactivated:
+                raise NotFound(f"The account {act.target} is closed for good.")
+        if local and await self._persons.is_moderator(act.target):
+            raise Forbidden("A moderator's account can't be restricted. Take the rank away first.")
+
+    def _record(self, tx: Tx, act: Act, beside: Beside | None, *, action: str | None = None) -> None:
+        self._audit.record(
+            tx, actor=act.actor, action=action or act.word, target=act.target, reason_code=act.reason_code,
+            case_id=act.case_id, automated=act.is_machine,
+        )  # fmt: skip
+        if beside is not None:
+            beside(tx)
+        if action is None:
+            for told in self.on_taken:
+                told(tx, act)
+
+    async def _carry_out(self, act: Act, beside: Beside | None) -> Outcome:
+        until = None if act.lasts_ms is None or act.undo else self._clock.now() + act.lasts_ms
+
+        def record(tx: Tx) -> None:
+            self._record(tx, act, beside)
+
+        if act.measure in ("suspend", "lock"):
+
+            def with_end(tx: Tx) -> None:
+                record(tx)
+                self._restrict(tx, act, until, ends_only=True)
+
+            change = self._moderated.set_suspended if act.measure == "suspend" else self._moderated.set_locked
+            await change(act.target, not act.undo, also=with_end)
+        elif act.measure == "redact":
+            await self.rooms.redact(act.actor, str(act.room_id), act.target, record)
+        elif act.measure in ("kick", "ban"):
+            await self._in_room(act, until, record)
+        else:
+            with self._db.write() as tx:
+                record(tx)
+                if act.measure == "warn":
+                    self._strike(tx, act, until or 0)
+                else:
+                    self._restrict(tx, act, until)
+            await tx
+        self._woken.set()
+        return Outcome(act.measure, act.target, until_ts=until)
+
+    def _restrict(self, tx: Tx, act: Act, until: int | None, *, ends_only: bool = False) -> None:
+        if act.measure == "quarantine":
+            hashed = act.target.startswith(HASH)
+            kind, subject = (MEDIA_HASH, act.target.removeprefix(HASH)) if hashed else (MEDIA, act.target)
+        else:
+            kind, subject = _KIND[act.measure], act.target
+        if act.undo or (ends_only and until is None):
+            self._restrictions.lift(tx, kind, subject)
+        else:
+            self._restrictions.put(tx, kind, subject, until_ts=until, case_id=act.case_id)
+
+    async def _in_room(self, act: Act, until: int | None, record: Beside) -> None:
+        room_id, subject = str(act.room_id), f"{act.room_id} {act.target}"
+        if act.undo:
+            await self.rooms.let_in_again(act.actor, room_id, act.target)
+            with self._db.write() as tx:
+                record(tx)
+                self._restrictions.lift(tx, KEPT_OUT, subject)
+            await tx
+            return
+
+        def keep_out(tx: Tx, in_room: bool) -> None:
+            record(tx)
+            if act.measure == "ban" and not in_room:
+                self._restrictions.put(tx, KEPT_OUT, subject, until_ts=until, case_id=act.case_id)
+
+        await self.rooms.take_out(act.actor, room_id, act.target, "ban" if act.measure == "ban" else "leave", keep_out)
+
+    # --- strikes
+
+    def _strike(self, tx: Tx, act: Act, until: int) -> None:
+        if act.undo:
+            tx.run(
+                "DELETE FROM strikes WHERE strike_id = (SELECT strike_id FROM strikes WHERE user_id = $1 "
+                "AND ($2 = '' OR case_id = $2) ORDER BY until_ts DESC LIMIT 1)",
+                act.target,
+                act.case_id or "",
+            )
+            return
+        tx.run(
+            "INSERT INTO strikes (strike_id, user_id, given_day, until_ts, reason_code, case_id) VALUES ($1, $2, $3, $4, $5, $6)",
+            secrets.token_urlsafe(12),
+            act.target,
+            self._clock.now() // DAY * DAY,
+            until,
+            act.reason_code,
+            act.case_id,
+        )
+
+    async def strikes(self, user_id: str) -> list[Strike]:
+        rows = await self._db.read(
+            lambda query: query.all(
+                "SELECT strike_id, given_day, until_ts, reason_code, case_id FROM strikes WHERE user_id = $1 AND until_ts > $2 "
+                "ORDER BY given_day, strike_id",
+                user_id,
+                self._clock.now(),
+            )
+        )
+        return [Strike(*row) for row in rows]
+
+    # --- two persons
+
+    async def _ask(self, act: Act, beside: Beside | None) -> Outcome:
+        now = self._clock.now()
+        alone = not await self._persons.may_second(act.actor)
+        waiting = WaitingAct(
+            secrets.token_urlsafe(16), act, now, now + ALONE_WAITS_MS if alone else None, WAITING, 0, 0
+        )
+
+        def put(query: Query) -> None:
+            if int(query.value("SELECT count(*) FROM waiting_acts WHERE state <> $1", DONE) or 0) >= MAX_WAITING:
+                raise ApiError("Too many measures are waiting. Confirm or cancel some first.", status=429)
+            query.run(
+                "INSERT INTO waiting_acts (act_id, measure, target, room_id, actor, reason_code, case_id, erase, asked_ts, due_ts, "
+                "state, done_count, failed_count) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, 0)",
+                waiting.act_id, act.measure, act.target, act.room_id, act.actor, act.reason_code, act.case_id,
+                int(act.erase), now, waiting.due_ts, WAITING,
+            )  # fmt: skip
+
+        with self._db.write() as tx:
+            tx.call(put)
+            self._record(tx, act, beside, action=f"asked.{act.measure}")
+        await tx
+        self._woken.set()
+        for told in self.on_waiting:
+            await told(waiting)
+        return Outcome(act.measure, act.target, waiting.act_id, waiting.due_ts)
+
+    async def confirm(self, act_id: str, actor: str) -> Outcome:
+        """The second person's word. Raises NotFound, Forbidden."""
+        waiting = await self.find(act_id)
+        if waiting is None or waiting.state != WAITING:
+            raise NotFound("Nothing waits under this ID. It was confirmed or cancelled already.")
+        if actor == waiting.act.actor:
+            raise Forbidden("You have asked for this yourself: it needs the word of another moderator.")
+        if actor not in await self._persons.may_second(waiting.act.actor):
+            raise Forbidden(
+                "A second person has been a moderator for 7 days and was here within the last 30. You can cancel it, though."
+            )
+        await self._begin(waiting, actor, f"confirmed.{waiting.act.measure}")
+        return Outcome(waiting.act.measure, waiting.act.target)
+
+    async def cancel(self, act_id: str, actor: str) -> None:
+        waiting = await self.find(act_id)
+        if waiting is None or waiting.state != WAITING:
+            raise NotFound("Nothing waits under this ID. It was confirmed or cancelled already.")
+        act = replace(waiting.act, actor=actor)
+        with self._db.write() as tx:
+            tx.call(_still_waiting(act_id, None))
+            self._record(tx, act, None, action=f"cancelled.{act.measure}")
+        await tx
+
+    async def waiting(self) -> list[WaitingAct]:
+        return await self._db.read(_waiting, WAITING)
+
+    async def find(self, act_id: str) -> WaitingAct | None:
+        found = await self._db.read(
+            lambda query: query.one(f"SELECT {_COLUMNS} FROM waiting_acts WHERE act_id = $1", act_id)
+        )
+        return _row(found) if found is not None else None
+
+    async def _begin(self, waiting: WaitingAct, actor: str, action: str) -> None:
+        """From waiting to being carried out, once."""
+        with self._db.write() as tx:
+            tx.call(_still_waiting(waiting.act_id, RUNNING))
+            self._record(tx, replace(waiting.act, actor=actor), None, action=action)
+            for told in self.on_taken:
+                told(tx, waiting.act)
+        await tx
+        self._woken.set()
+
+    # --- the loop
+
+    async def run(self) -> None:
+        """Carries out what was confirmed or is due, goes on with what a crash interrupted, ends what is over."""
+        while True:
+            self._woken.clear()
+            now = self._clock.now()
+            for waiting in await self.waiting():
+                if waiting.due_ts is not None and waiting.due_ts <= now:
+                    await self._begin(waiting, waiting.act.actor, waiting.act.measure)
+                elif waiting.due_ts is None and waiting.asked_ts + ASKED_KEPT_MS <= now:
+                    await self.cancel(waiting.act_id, "rule:not-confirmed")
+            for waiting in await self._db.read(_waiting, RUNNING):
+                await self._finish(waiting)
+            await self._end_what_is_over()
+            await self._sweep()
+            await rest(self._clock, self._woken, LOOK_EVERY_SECONDS)
+
+    async def _finish(self, waiting: WaitingAct) -> None:
+        act, done, failed = waiting.act, 1, 0
+        try:
+            if act.measure == "deactivate":
+                await self._account.deactivate(act.target, erase=act.erase)
+            elif act.measure == "shut_room":
+                with self._db.write() as tx:
+                    self._restrictions.put(tx, ROOM_BLOCK, act.target, case_id=act.case_id)
+                await tx
+                gone, stuck = await self.rooms.empty(act.target)
+                done, failed = len(gone), len(stuck)
+            else:
+                done, failed = await self._redact_all(act)
+        except (ApiError, NotAllowed) as refused:
+            log.warning("a measure could not be carried out", name=act.measure, exc_info=refused)
+            done, failed = 0, 1
+        with self._db.write() as tx:
+            tx.run(
+                "UPDATE waiting_acts SET state = $2, done_count = $3, failed_count = $4 WHERE act_id = $1",
+                waiting.act_id, DONE, done, failed,
+            )  # fmt: skip
+        await tx
+
+    async def _redact_all(self, act: Act) -> tuple[int, int]:
+        done = failed = 0
+        for room_id, event_id in await self.rooms.events_of(act.target, act.room_id):
+            try:
+                await self.rooms.redact(act.actor, room_id, event_id)
+                done += 1
+            except (ApiError, NotAllowed):
+                failed += 1
+        return done, failed
+
+    async def _end_what_is_over(self) -> None:
+        for one in self._restrictions.over():
+            measure = _MEASURE_OF.get(one.kind)
+            if one.kind in (SUSPEND, LOCK) and measure is not None:
+                act = Act(measure, one.subject, "rule:time-is-over", "time_is_over", case_id=one.case_id, undo=True)
+                try:
+                    await self._carry_out(replace(act, automated=True), None)
+                    continue
+                except ApiError:
+                    pass  # the account is gone; its row goes too
+            with self._db.write() as tx:
+                self._restrictions.lift(tx, one.kind, one.subject)
+            await tx
+
+    async def _sweep(self) -> None:
+        now = self._clock.now()
+        with self._db.write() as tx:
+            tx.run("DELETE FROM strikes WHERE until_ts <= $1", now)
+            tx.run(
+                "DELETE FROM waiting_acts WHERE state = $1 AND asked_ts < $2", DONE, now - DONE_KEPT_MS - ASKED_KEPT_MS
+            )
+        await tx
+
+
+_COLUMNS = "act_id, measure, target, actor, reason_code, room_id, case_id, erase, asked_ts, due_ts, state, done_count, failed_count"
+
+
+def _row(row: Sequence[Any]) -> WaitingAct:
+    act_id, measure, target, actor, reason_code, room_id, case_id, erase, asked, due, state, done, failed = row
+    act = Act(measure, target, actor, reason_code, room_id, case_id, erase=bool(erase))
+    return WaitingAct(act_id, act, asked, due, state, done, failed)
+
+
+def _waiting(query: Query, state: int) -> list[WaitingAct]:
+    return [
+        _row(row)
+        for row in query.all(f"SELECT {_COLUMNS} FROM waiting_acts WHERE state = $1 ORDER BY asked_ts, act_id", state)
+    ]
+
+
+def _still_waiting(act_id: str, becomes: int | None) -> Callable[[Query], None]:
+    """The write fails where somebody else was faster. None takes the row away."""
+
+    def look(query: Query) -> None:
+        if becomes is None:
+            touched = query.run("DELETE FROM waiting_acts WHERE act_id = $1 AND state = $2", act_id, WAITING)
+        else:
+            touched = query.run(
+                "UPDATE waiting_acts SET state = $3 WHERE act_id = $1 AND state = $2", act_id, WAITING, becomes
+            )
+        if not touched:
+            raise TakenBack("Another moderator was faster: this was confirmed or cancelled already.")
+
+    return look
