@@ -73,6 +73,7 @@ from relay.limits import Limits
 from relay.listeners import Listeners
 from relay.media.remote_copies import RemoteCopies
 from relay.media.routes import Media
+from relay.moderation.restrictions import RestrictionDoors, Restrictions
 from relay.pages import assembled as pages_assembled
 from relay.part import Part
 from relay.people.account_data import AccountData
@@ -156,9 +157,16 @@ class Server:
         restrained_doors = RestrainedDoors(restrained)
         federation = settings.federation
         controls = ServerControls(name, federation.allow, federation.deny)
+        restrictions = Restrictions(db, clock)
+        controls.also_ask(restrictions.refuses)
+        controls.also_admit(restrictions.admits)
+        restrictions.on_change.append(controls.changed)
         doors = Together(
-            [OpenDoors() if federation.enabled else AloneDoors(), controls, restrained_doors, invite_blocking]
-        )
+            [
+                OpenDoors() if federation.enabled else AloneDoors(),
+                controls, RestrictionDoors(restrictions), restrained_doors, invite_blocking,
+            ]
+        )  # fmt: skip
         departures = Departures(name, controls.allows)
 
         # Other servers, as far as we ask them.
@@ -263,7 +271,7 @@ class Server:
             Advertised(
                 name, settings.public_base_url, settings.rooms.default_version,
                 transports=transports(settings.calls.livekit_service_urls), capabilities=DELAYED_CAPABILITIES,
-            ), Absent(), Calls(settings.turn, settings.calls, clock), openid, moderated, delayed, dehydrated,
+            ), Absent(), Calls(settings.turn, settings.calls, clock), openid, moderated, restrictions, delayed, dehydrated,
             departures, users, sessions, tokens, devices, login, register, account,
             rooms_part, timeline, Relations(db, viewing), directory, write_routes, grace,
             summaries, Spaces(summaries, clock), dates, upgrades, MutualRooms(rooms), Following(db, rooms, account_data, push_rules),
@@ -309,6 +317,7 @@ class Server:
         self._listeners = Listeners(self.web, self.data_dir, clock)
         self._parts.append(_Looping(self._listeners.renew_certificates))
         self.db, self.bell, self.rooms, self.outbox = db, bell, rooms, outbox
+        self._restrictions = restrictions
         self._closing = [passwords.close, media.store.close, copies.store.close, keyring.close]
         self._closing_later = [outward.close, to_gateways.close, lookups.close]
         self._inspection = Inspection(db, rooms, self._parts, settings.privacy.seal)
@@ -328,6 +337,7 @@ class Server:
         schemas = [part.schema for part in self._parts if part.schema is not None]
         await self.db.open(schemas, self.settings.server_name)
         await self.rooms.open()
+        await self._restrictions.open()
 
     async def start(self) -> None:
         """Listeners and loops. Raises OSError where a port is not to be had, NotSealed."""

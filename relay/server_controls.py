@@ -28,6 +28,7 @@ class ServerControls(OpenDoors):
         self._allow: tuple[Glob, ...] = ()
         self._deny: tuple[Glob, ...] = ()
         self._others: list[Refuses] = []
+        self._admitting: list[Refuses] = []
         self._answers: dict[str, bool] = {}
         # Called, with nothing, after the answers may have changed.
         self.on_change: list[Callable[[], None]] = []
@@ -42,6 +43,11 @@ class ServerControls(OpenDoors):
     def also_ask(self, refuses: Refuses) -> None:
         """From now on a server passes only if this has nothing against it, either. Whoever's mind changes calls `changed`."""
         self._others.append(refuses)
+        self.changed()
+
+    def also_admit(self, admits: Callable[[str], bool]) -> None:
+        """From now on a server also passes `allow` if this is for it; `deny` still wins."""
+        self._admitting.append(admits)
         self.changed()
 
     def changed(self) -> None:
@@ -68,7 +74,8 @@ class ServerControls(OpenDoors):
         if any(glob.matches(name) for glob in self._deny for name in names):
             return False
         if self._allow and not any(glob.matches(name) for glob in self._allow for name in names):
-            return False
+            if not any(admits(server) for admits in self._admitting):
+                return False
         return not any(refuses(server) for refuses in self._others)
 
     # --- the doors at which a server's name is known

@@ -1,7 +1,7 @@
 """What moderators have put in force: blocked servers and rooms, quarantined files, people kept out, and when each ends.
 
 One row for each; all of them are in memory, since every door asks. `actions.py` writes them. Also the doors that they
-close (`RestrictionDoors`). Locked and suspended accounts are `accounts/moderated.py`'s; here stands only their end.
+close (`RestrictionDoors`); blocked servers are `server_controls.py`'s to turn away. Locked and suspended accounts are `accounts/moderated.py`'s; here stands only their end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from relay.clock import DAY, Clock
 from relay.db import Database, Query, Tx
 from relay.doors import Dropped, OpenDoors
 from relay.errors import ApiError, Forbidden, InvalidParam, NotFound
-from relay.ids import server_of, split_server_name
+from relay.ids import split_server_name
 from relay.part import Part
 from relay.protocol.event import Event
 from relay.protocol.globs import Glob, compile_glob
@@ -126,7 +126,7 @@ class Restrictions(Part):
         return [one for kind in KINDS for one in self._of[kind].values() if not self._holds(one)]
 
     def server_rule(self, server_name: str) -> str | None:
-        """"block", "allow", or None where nobody has decided about this server."""
+        """ "block", "allow", or None where nobody has decided about this server."""
         if self._names(SERVER_BLOCK).match(server_name):
             return "block"
         for rule in self.further:
@@ -136,6 +136,9 @@ class Restrictions(Part):
 
     def refuses(self, server_name: str) -> bool:
         return self.server_rule(server_name) == "block"
+
+    def admits(self, server_name: str) -> bool:
+        return self.server_rule(server_name) == "allow"
 
     def _names(self, kind: str) -> Servers:
         found = self._servers.get(kind)
@@ -186,15 +189,10 @@ def _rows(query: Query) -> list[Restriction]:
 
 
 class RestrictionDoors(OpenDoors):
-    """Blocked servers and rooms, quarantined files, people kept out of a room, and those whose messages go nowhere."""
+    """Blocked rooms, quarantined files, people kept out of a room, and those whose messages go nowhere."""
 
-    def __init__(self, restrictions: Restrictions, server_name: str) -> None:
+    def __init__(self, restrictions: Restrictions) -> None:
         self._restrictions = restrictions
-        self._server_name = server_name
-
-    async def server(self, server_name: str) -> None:
-        if self._restrictions.server_rule(server_name) == "block":
-            raise Forbidden(f"This relay has no dealings with {server_name}: its moderators have blocked that server.")
 
     async def _require_room(self, room_id: str) -> None:
         if self._restrictions.find(ROOM_BLOCK, room_id) is not None:
@@ -204,9 +202,6 @@ class RestrictionDoors(OpenDoors):
 
     async def invite(self, sender: str, target: str, room_id: str) -> None:
         await self._require_room(room_id)
-        # An invite may come by way of a server that is not blocked.
-        if server_of(sender) != self._server_name:
-            await self.server(server_of(sender))
 
     async def join(self, user_id: str, room_id: str) -> None:
         await self._require_room(room_id)
@@ -227,12 +222,6 @@ class RestrictionDoors(OpenDoors):
             return
         if event.state_key is None and self._restrictions.find(SHADOW, event.sender) is not None:
             raise Dropped(event)
-
-    async def receive(self, origin: str, event: Event) -> None:
-        # State has to stay the same everywhere; messages of a blocked server's people are shown to nobody here, whoever
-        # passes them on.
-        if event.state_key is None and event.server != origin:
-            await self.server(event.server)
 
     async def download(self, user_id: str | None, server_name: str, media_id: str) -> None:
         if self._restrictions.find(MEDIA, f"mxc://{server_name}/{media_id}") is not None:
