@@ -66,7 +66,7 @@ def _init(arguments: argparse.Namespace) -> int:
         raise OperatorError(f"{bad}.") from None
     done = folder.make(data_dir)
     with control.locked(data_dir):
-        prepared = folder.prepare(data_dir, name, listener)
+        prepared = folder.prepare(data_dir, name, listener, performer=arguments.performer)
     for line in (*done, *prepared.done):
         print(line)
     if not prepared.done:
@@ -300,6 +300,11 @@ def _parser() -> argparse.ArgumentParser:
             help="the name, on the first start (or RELAY_SERVER_NAME; serve takes localhost without); can't be changed",
         )
         if name == "init":
+            command.add_argument(
+                "--performer",
+                action="store_true",
+                help="for a performer's own relay: invites of strangers are held back until she lets them in",
+            )
             command.add_argument("--address", metavar="IP", help="where the relay listens (default: 127.0.0.1)")
             command.add_argument(
                 "--trusted-proxy",

@@ -25,8 +25,8 @@ _WIDTH = 110
 _SAMPLE = re.compile(r"\s*Example: (\S+)\Z")
 
 
-def first_config(server_name: str, listener: Listener) -> str:
-    """The config that `relay init` and the first start write."""
+def first_config(server_name: str, listener: Listener, *, performer: bool = False) -> str:
+    """The config that `relay init` and the first start write; `performer` closes the contact gate to strangers."""
     lines = [
         "# Sealed Relay. `relay config example` prints every setting with its explanation; what is left out has its default.",
         "",
@@ -39,6 +39,14 @@ def first_config(server_name: str, listener: Listener) -> str:
     ]
     if listener.trusted_proxies != Listener().trusted_proxies:
         lines.append(f"    trusted_proxies: {_scalar(listener.trusted_proxies)}")
+    if performer:
+        lines += [
+            "",
+            "# Strangers' invites are held back at /_relay/contact; people you share a room with, or who have your contact",
+            "# link, come through. Everybody here can choose something else there.",
+            "contact:",
+            "  invites_from: shared_rooms",
+        ]
     return "\n".join(lines) + "\n"
 
 

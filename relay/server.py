@@ -78,8 +78,11 @@ from relay.pages import assembled as pages_assembled
 from relay.part import Part
 from relay.people.account_data import AccountData
 from relay.people.calls import Calls, transports
+from relay.people.contact_gate import ContactGate
+from relay.people.contact_links import ContactLinks
 from relay.people.filters import Filters, parse_event_filter
 from relay.people.following import Following
+from relay.people.hidden_invites import HiddenInvites
 from relay.people.invite_blocking import InviteBlocking
 from relay.people.profile import Profiles
 from relay.people.tags import Tags
@@ -151,6 +154,9 @@ class Server:
         account_data = AccountData(db)
         rooms = Rooms(db, name)
         invite_blocking = InviteBlocking(account_data, rooms)
+        contact_links = ContactLinks(db, clock)
+        contact_gate = ContactGate(db, clock, rooms, contact_links, settings.contact, name)
+        hidden_invites = HiddenInvites(invite_blocking, contact_gate)
         passwords = Passwords(settings.accounts.password_hash_parallel)
         users = Users(db, name, passwords, clock)
         restrained = Restrained(users)
@@ -164,7 +170,7 @@ class Server:
         doors = Together(
             [
                 OpenDoors() if federation.enabled else AloneDoors(),
-                controls, RestrictionDoors(restrictions), restrained_doors, invite_blocking,
+                controls, RestrictionDoors(restrictions), restrained_doors, invite_blocking, contact_gate,
             ]
         )  # fmt: skip
         departures = Departures(name, controls.allows)
@@ -259,10 +265,15 @@ class Server:
         account_data.provided["m.fully_read"] = receipts.provide_fully_read
         account.on_deactivated += [
             profiles.forget, account_data.forget, filters.forget, push_rules.forget, backup.forget,
-            cross_signing.forget, pushers.forget, delayed.forget,
+            cross_signing.forget, pushers.forget, delayed.forget, contact_gate.forget, contact_links.forget,
         ]  # fmt: skip
         devices.on_device_deleted += [device_keys.device_deleted, pushers.device_deleted, dehydrated.device_deleted]
         write_routes.delayed = delayed.asked
+        contact_gate.leave, contact_gate.forget_room, contact_gate.tell = (
+            members.leave,
+            members.forget,
+            members.tell_again,
+        )
         restrained_doors.sender_of = rooms.sender_of
         devices.is_signing_key = cross_signing.is_signing_key
 
@@ -275,7 +286,7 @@ class Server:
             departures, users, sessions, tokens, devices, login, register, account,
             rooms_part, timeline, Relations(db, viewing), directory, write_routes, grace,
             summaries, Spaces(summaries, clock), dates, upgrades, MutualRooms(rooms), Following(db, rooms, account_data, push_rules),
-            profiles, account_data, Tags(db, account_data), filters, UserSearch(db, users, rooms, profiles),
+            profiles, account_data, contact_gate, contact_links, Tags(db, account_data), filters, UserSearch(db, users, rooms, profiles),
             published, device_lists, remote_lists, signatures, to_device, one_time_keys, cross_signing, device_keys, backup,
             receipts, typing, presence, push_rules, unread, pushers, gateway, notifications, copies, media,
         ]  # fmt: skip
@@ -283,7 +294,8 @@ class Server:
         gather = Gather(rooms, bell, sync_rooms, self._parts, account_data.ignored_users)
         self._sync = ClassicSync(db, bell, clock, gather, filters, sessions.require_alive, presence.seen)
         orders = RoomOrders(db, bell, rooms, account_data)
-        gather.hides_invite = orders.hides_invite = invite_blocking.hides
+        gather.hides_invite = orders.hides_invite = gateway.hides_invite = hidden_invites.hides
+        gather.hides_leave = badges.holds_back = contact_gate.hides_leave
         tells = SlidingRooms(db, rooms, viewing, sync_rooms, unread)
         beside = SlidingExtensions(
             db, rooms, to_device, device_lists, one_time_keys, account_data, push_rules, receipts, typing
@@ -309,7 +321,9 @@ class Server:
         ]  # fmt: skip
 
         # What a browser shows.
-        pages = pages_assembled.assemble(db, clock, limits, users, account, doors)
+        pages = pages_assembled.assemble(
+            db, clock, limits, users, account, doors, contact_gate, contact_links, settings.public_base_url
+        )
         self._parts += pages.parts
 
         routes = [route for part in self._parts for route in part.routes()]

@@ -7,6 +7,7 @@ package reads the file, and no part looks a setting up by its name: parts get th
 
 from __future__ import annotations
 
+from relay.config.contact import Contact
 from relay.config.federation import Federation
 from relay.config.reading import CONFIG_NAME, ConfigError, choices_of, load, parse
 from relay.config.sections import (
@@ -32,6 +33,7 @@ __all__ = [
     "CONFIG_NAME",
     "Calls",
     "ConfigError",
+    "Contact",
     "Database",
     "Duration",
     "Federation",

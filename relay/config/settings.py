@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from relay.config.contact import Contact
 from relay.config.federation import Federation
 from relay.config.sections import (
     Accounts,
@@ -38,6 +39,8 @@ class Settings(Section, frozen=True):
     """New accounts."""
     accounts: Accounts = Accounts()
     """Sessions and passwords."""
+    contact: Contact = Contact()
+    """The contact gate: who may invite people here."""
     rooms: Rooms = Rooms()
     """New rooms."""
     presence: Presence = Presence()

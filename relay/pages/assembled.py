@@ -10,10 +10,13 @@ from relay.clock import Clock
 from relay.db import Database
 from relay.doors import Doors
 from relay.limits import Limits
+from relay.pages.contact import ContactPages
 from relay.pages.frame import Entry, Frame
 from relay.pages.signing_in import SigningIn
 from relay.pages.visits import Visits
 from relay.part import Part
+from relay.people.contact_gate import ContactGate
+from relay.people.contact_links import ContactLinks
 
 
 @dataclass(slots=True, frozen=True)
@@ -23,11 +26,25 @@ class Pages:
     parts: tuple[Part, ...]
 
 
-def assemble(db: Database, clock: Clock, limits: Limits, users: Users, account: Account, doors: Doors) -> Pages:
+def assemble(
+    db: Database,
+    clock: Clock,
+    limits: Limits,
+    users: Users,
+    account: Account,
+    doors: Doors,
+    gate: ContactGate,
+    links: ContactLinks,
+    public_base_url: str | None,
+) -> Pages:
     visits = Visits(db, clock)
-    frame = Frame(visits, clock, users.server_name)
+    frame = Frame(visits, clock, users.server_name, public_base_url)
     account.on_password_changed.append(visits.end_all)
     account.on_deactivated.append(lambda tx, user_id, erase: visits.end_all(tx, user_id))
     frame.menu.append(Entry("/_relay/", "Account", ""))
     signing_in = SigningIn(frame, users, doors, limits)
-    return Pages(frame, visits, (visits, signing_in))
+    frame.menu.append(
+        Entry("/_relay/contact", "Contact", "Who may invite you, invites that wait, and your contact links.")
+    )
+    contact = ContactPages(frame, gate, links)
+    return Pages(frame, visits, (visits, signing_in, contact))

@@ -77,10 +77,11 @@ _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "h
 class Frame:
     """`is_moderator` says of a user ID whether the desk is hers; `server.py` sets it."""
 
-    def __init__(self, visits: Visits, clock: Clock, server_name: str) -> None:
+    def __init__(self, visits: Visits, clock: Clock, server_name: str, public_base_url: str | None) -> None:
         self.visits = visits
         self._clock = clock
         self.server_name = server_name
+        self._base_url = (public_base_url or "").rstrip("/")
         self.is_moderator: Callable[[str], Awaitable[bool]] | None = None
         self.menu: list[Entry] = []
         self._static = _read_static()
@@ -165,6 +166,10 @@ class Frame:
 
     def redirect(self, where: str) -> web.Response:
         return web.Response(status=303, headers={**HEADERS, "Location": where})
+
+    def origin(self, request: Request) -> str:
+        """The address under which this page was asked for, to build links that are given away."""
+        return self._base_url or f"{'https' if _is_encrypted(request) else 'http'}://{request.http.host}"
 
     def set_cookie(self, request: Request, answer: web.StreamResponse, visit: Visit) -> None:
         """A guest's ends with the browser; a signed-in one lives as long as the visit."""

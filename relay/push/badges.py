@@ -34,6 +34,8 @@ class Badges:
         self._stale: dict[str, set[str]] = {}
         # Called with the user where the number may have become smaller without an event to tell of.
         self.on_fall: list[Callable[[str], None]] = []
+        # (user, room) -> whether an invite is held back from her; the server sets it.
+        self.holds_back: Callable[[str, str], bool] | None = None
         receipts.on_read.append(self._fall)
         rooms.on_membership.append(self._membership_changed)
         rules.on_change.append(self._drop)
@@ -70,7 +72,12 @@ class Badges:
             known[room_id] = (
                 (await self._unread.counts(user_id, room_id, self._db.stable_pos()))[0] if room_id in joined else 0
             )
-        invites = sum(1 for one in self._rooms.memberships(user_id).values() if one.membership == "invite")
+        holds_back = self.holds_back
+        invites = sum(
+            1
+            for room_id, one in self._rooms.memberships(user_id).items()
+            if one.membership == "invite" and not (holds_back is not None and holds_back(user_id, room_id))
+        )
         return sum(known.values()) + invites
 
     async def has_read(self, user_id: str, one: Stored) -> bool:

@@ -118,6 +118,8 @@ class Gateway(Part):
         self._badge_due: set[tuple[str, str, str]] = set()
         # (room, user) of invites that came; those of a time before this process are read from the memberships.
         self._invited: list[tuple[str, str]] = []
+        # (user, room, invite's event ID) -> whether her clients are not to see it; the server sets it.
+        self.hides_invite: Callable[[str, str, str], Awaitable[bool]] | None = None
         pushers.on_gone.append(self._forget)
         badges.on_fall.append(self._fell)
         rooms.on_membership.append(self._membership_changed)
@@ -204,6 +206,8 @@ class Gateway(Part):
             mine = self._rooms.memberships(user_id).get(room_id)
             one = await self._rooms.event(mine.event_id) if mine is not None and mine.membership == "invite" else None
             if mine is not None and one is not None:
+                if self.hides_invite is not None and await self.hides_invite(user_id, room_id, one.id):
+                    continue
                 rows += await self._for(user_id, one, EventView.of(one.event, member_count=0), mine.pos)
         return rows
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from relay.db import ChainBroken, Database
+from relay.db import ChainBroken, Database, Tx
 from relay.doors import Doors
 from relay.errors import ApiError, Forbidden, NotFound
 from relay.ids import server_of
@@ -231,6 +231,25 @@ class Members:
             tx.run("UPDATE memberships SET forgotten = 1 WHERE room_nid = $1 AND user_id = $2", mine.room_nid, user_id)
             tx.after(lambda: self._rooms.take_forgotten(room_id, user_id))
         await tx
+
+    def tell_again(self, tx: Tx, user_id: str, room_id: str) -> None:
+        """Her clients hear of an invite as if it came now."""
+        mine = self._rooms.memberships(user_id).get(room_id)
+        if mine is None or mine.membership != "invite":
+            return
+        pos = tx.pos()
+
+        def take() -> None:
+            mine.pos = pos
+
+        tx.run(
+            "UPDATE memberships SET pos = $3 WHERE room_nid = $1 AND user_id = $2 AND membership = 'invite'",
+            mine.room_nid,
+            user_id,
+            pos,
+        )
+        tx.after(take)
+        tx.ring((user_id,), room_id)
 
     async def update_profile(self, user_id: str, _changed: Mapping[str, Any] | None = None) -> None:
         """The member events of all joined rooms say what the profile says. A room that refuses keeps the old name."""

@@ -18,8 +18,8 @@ from relay.rooms.rooms import Membership, Rooms
 from relay.sync.rooms import RoomAsk, SyncRooms
 from relay.sync.token import Token
 
-# (user, invite's event ID) -> whether her clients are not to see it.
-HidesInvite = Callable[[str, str], Awaitable[bool]]
+# (user, room, invite's event ID) -> whether her clients are not to see it.
+HidesInvite = Callable[[str, str, str], Awaitable[bool]]
 IgnoredBy = Callable[[str], Awaitable[frozenset[str]]]
 
 
@@ -57,8 +57,9 @@ class Gather:
         self._sync_rooms = sync_rooms
         self._parts = [part for part in parts if type(part).changes is not Part.changes]
         self._ignored_by = ignored_by
-        # The server sets it to `InviteBlocking.hides`.
+        # The server sets it to `HiddenInvites.hides`, and this to whether she never heard of the invite that ended here.
         self.hides_invite: HidesInvite | None = None
+        self.hides_leave: Callable[[str, str], bool] | None = None
 
     async def everything(
         self,
@@ -131,6 +132,8 @@ class Gather:
             or (ask.since is None and not filter.room.include_leave)
         ):
             return
+        if gone and self.hides_leave is not None and self.hides_leave(ask.user_id, room_id):
+            return
         room = await self._rooms.get(room_id)
         if room is None:
             return
@@ -186,7 +189,7 @@ class Gather:
         if room is None:
             return
         hides = self.hides_invite
-        if mine.membership == "invite" and hides is not None and await hides(user_id, mine.event_id):
+        if mine.membership == "invite" and hides is not None and await hides(user_id, room_id, mine.event_id):
             return
         events = await self._sync_rooms.stripped(room, user_id)
         if mine.membership == "invite":

@@ -117,8 +117,8 @@ class RoomOrders:
         self._bell = bell
         self._rooms = rooms
         self._account_data = account_data
-        # (user, invite's event ID) -> whether her clients are not to see it; the server sets it to `InviteBlocking.hides`.
-        self.hides_invite: Callable[[str, str], Awaitable[bool]] | None = None
+        # (user, room, invite's event ID) -> whether her clients are not to see it; the server sets it.
+        self.hides_invite: Callable[[str, str, str], Awaitable[bool]] | None = None
         # Derived from memberships, the rooms' timelines and account data; follows the bell.
         self._orders: OrderedDict[str, RoomOrder] = OrderedDict()
         # Room -> its kind. A room that gets encrypted rings; then it is looked at again.
@@ -189,7 +189,7 @@ class RoomOrders:
                     found[room_id] = max(last, one.since_pos)
             elif one.membership in ("invite", "knock"):
                 hides = self.hides_invite if one.membership == "invite" else None
-                if hides is None or not await hides(user_id, one.event_id):
+                if hides is None or not await hides(user_id, room_id, one.event_id):
                     found[room_id] = one.pos
             else:
                 gone.append((room_id, one))
