@@ -88,6 +88,8 @@ class Reader:
             for scheme in ("light", "dark"):
                 await self.page.set_viewport_size(form)  # type: ignore[arg-type]
                 await self.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-                await self.page.screenshot(path=Path(folder) / f"{name}-{size}-{scheme}.png", full_page=True, animations="disabled")
+                await self.page.screenshot(
+                    path=Path(folder) / f"{name}-{size}-{scheme}.png", full_page=True, animations="disabled"
+                )
         await self.page.set_viewport_size(DESKTOP)  # type: ignore[arg-type]
         await self.page.emulate_media(color_scheme="light")
