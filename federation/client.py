@@ -179,6 +179,16 @@ class Client:
     async def media(self, server: str, media_id: str, most_bytes: int) -> RemoteMedia:
         return await media.fetch(self._connections, server, media_id, most_bytes)
 
+    async def policy_signature(self, server: str, event: Event) -> dict[str, Any]:
+        """By the path of 1.18, and where that is unknown by the one before it."""
+        try:
+            return await self._connections.send(server, "POST", "/_matrix/policy/v1/sign", event.raw, forced=True)
+        except RemoteError as error:
+            if error.errcode != "M_UNRECOGNIZED" and not (error.status in (404, 405) and not error.body):
+                raise
+        unstable = "/_matrix/policy/unstable/org.matrix.msc4284/sign"
+        return await self._connections.send(server, "POST", unstable, event.raw, forced=True)
+
     # --- signatures
 
     async def verified(self, events: Sequence[Event]) -> list[bool]:

@@ -87,6 +87,12 @@ class Remote(Protocol):
         ...
 
 
+class AsksPolicy(Protocol):
+    async def policy_signature(self, server: str, event: Event) -> dict[str, Any]:
+        """The signatures that a policy server gives an event: server -> key ID -> signature. Raises RemoteError."""
+        ...
+
+
 class Posts(Protocol):
     """Plain requests to an address that a client named, such as a push gateway: unsigned, and never to a private network."""
 

@@ -106,6 +106,7 @@ from relay.rooms.gaps import Gaps
 from relay.rooms.intake import Intake
 from relay.rooms.members import Members
 from relay.rooms.mutual import MutualRooms
+from relay.rooms.policy_server import PolicyServers
 from relay.rooms.receive import Receiver
 from relay.rooms.redactions import Grace
 from relay.rooms.relations import Relations
@@ -208,6 +209,8 @@ class Server:
         gaps = Gaps(db, rooms, appender, intake, remote)
         receiver = Receiver(db, rooms, appender, intake, gaps, doors)
         sender = Sender(db, rooms, appender, seal, doors, clock, key)
+        policies = PolicyServers(name, remote)
+        receiver.look_at, sender.policy_signed = policies.look_at, policies.signed
         creator = Creator(db, rooms, appender, sender, seal, doors, profiles, key, settings.rooms.default_version)
         afar = Afar(db, rooms, appender, intake, remote, key)
         members = Members(

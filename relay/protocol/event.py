@@ -248,8 +248,13 @@ def sign(pdu: dict[str, Any], version: RoomVersion, server_name: str, key: Signi
 
 def co_sign(event: Event, server_name: str, key: SigningKey) -> Event:
     """The same event with one signature more: an invite we accept to pass on, a restricted join we vouch for."""
+    return with_signature(event, server_name, key.key_id, key.sign(signing_bytes(event)))
+
+
+def with_signature(event: Event, server_name: str, key_id: str, signature: str) -> Event:
+    """The same event with a signature that somebody made, beside those it has."""
     signatures = dict(event.pdu["signatures"])
-    signatures[server_name] = {**signatures.get(server_name, {}), key.key_id: key.sign(signing_bytes(event))}
+    signatures[server_name] = {**signatures.get(server_name, {}), key_id: signature}
     return Event({**event.pdu, "signatures": signatures}, event.id, event.version)
 
 

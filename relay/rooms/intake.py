@@ -40,11 +40,13 @@ FEW = 100
 @dataclass(slots=True)
 class Taken:
     """An event fit to be judged. `marks` is STUB where nobody here may see it; `redacts` what a redaction takes back, which
-    its kept form may no longer say."""
+    its kept form may no longer say; `objection` what the room's policy server has against it, once it was looked at."""
 
     event: Event
     marks: int = 0
     redacts: str | None = None
+    looked_at: bool = False
+    objection: str | None = None
 
 
 class Intake:

@@ -6,7 +6,7 @@ it > judge > append. The numbers are those of server-server-api/#checks-performe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,8 @@ class Receiver:
         self._intake = intake
         self._gaps = gaps
         self._doors = doors
+        # Asks the room's policy server; set by the server.
+        self.look_at: Callable[[Room, Sequence[Taken]], Awaitable[None]] | None = None
 
     async def receive(self, origin: str, room_id: str, pdus: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
         """The events of one transaction for one room, in order: event ID -> None, or why it was refused.
@@ -96,6 +98,8 @@ class Receiver:
             else:
                 results[event.id] = "The room's access list does not admit this server."
         taken = await self._intake.verified(allowed)
+        if self.look_at is not None:
+            await self.look_at(room, taken)
         good = {one.event.id for one in taken}
         results.update({event.id: "The signatures do not hold." for event in allowed if event.id not in good})
         # Each is judged on what those before it made of the room; the disk is waited for once, by all of them together.
@@ -152,6 +156,8 @@ class Receiver:
             room = await self._rooms.get(room_id)
             if room is None or not room.known:
                 raise RemoteError(origin, 0, "the room is not known here")
+            if self.look_at is not None and not taken.looked_at:
+                await self.look_at(room, [taken])
             if gap is None and not self._continues(room, taken.event):
                 gap = await self._gaps.fill(origin, room, taken, self)
             async with room.lock:
@@ -221,6 +227,8 @@ class Receiver:
         current = None if at.straight or at.same_state else await room.state_events(keys)
         create = (current or state_before).get(CREATE) or state_before.get(CREATE)
         verdict = judge(event, auth_events, rejected, state_before, current, create)
+        if verdict.outcome == "accepted" and taken.objection is not None:
+            verdict = Verdict("soft_failed", "policy", taken.objection)
         if verdict.outcome == "accepted":
             try:
                 await self._doors.receive(origin, event)

@@ -45,6 +45,8 @@ class Sender:
         self._server_name = rooms.server_name
         # Keeps the picture behind an mxc URI; the server sets it to `Media.adopt`.
         self.adopt_avatar: Callable[[str], Awaitable[None]] | None = None
+        # Gets the signature of the room's policy server; the server sets it to `PolicyServers.signed`.
+        self.policy_signed: Callable[[Room, Event], Awaitable[Event]] | None = None
 
     async def adopt(self, type: str, content: Mapping[str, Any]) -> None:
         """A readable picture that waits in memory is kept once a room names it. Raises what the media part says."""
@@ -100,12 +102,13 @@ class Sender:
         state_key: str | None = None,
         redacts: str | None = None,
     ) -> Event:
-        """The same with the state read from the room, and the doors asked. The caller holds `room.lock`."""
+        """The same with the state read from the room, the doors and the room's policy server asked. The caller holds
+        `room.lock`."""
         keys = [CREATE, *auth_keys(type, sender, state_key, content, room.version)]
         state = await room.state_events(keys)
         event = self.build(room, state, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts)
         await self._doors.send(event)
-        return event
+        return event if self.policy_signed is None else await self.policy_signed(room, event)
 
     async def send(
         self,

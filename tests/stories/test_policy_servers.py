@@ -1,0 +1,127 @@
+"""A room with a policy server: it is asked before anything is sent, and what it has not signed is shown to nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from federation.queries import Queries
+from relay.errors import ApiError, Forbidden, Unrecognized
+from relay.protocol import event as events
+from relay.protocol.event import signing_bytes
+from relay.protocol.signing import SigningKey
+from relay.protocol.versions import VERSIONS
+from relay.web import Request, Route
+from tests.forger import Forger
+from tests.people import ciphertext
+from tests.town import Town, Within
+
+
+class Office:
+    """What a policy server does beside being a server: signs what it is asked about, unless it is told not to."""
+
+    def __init__(self) -> None:
+        self.key = SigningKey.generate("policy_server")
+        self.old = False
+        self.refusal: ApiError | None = None
+        self.asked: list[str] = []
+        self.paths: list[str] = []
+
+    @property
+    def public_key(self) -> str:
+        return self.key.verify_key_base64
+
+    def routes(self) -> Iterable[Route]:
+        for path in ("/_matrix/policy/v1/sign", "/_matrix/policy/unstable/org.matrix.msc4284/sign"):
+            yield Route("POST", path, self._sign, auth="server", serves="federation")
+
+    async def _sign(self, request: Request) -> dict[str, Any]:
+        path = request.http.path
+        if self.old and "unstable" not in path:
+            raise Unrecognized("This path is not known here.")
+        self.paths.append(path)
+        event = events.parse(request.json(), VERSIONS["12"])
+        self.asked.append(event.id)
+        if self.refusal is not None:
+            raise self.refusal
+        name = request.http.headers["Authorization"].partition('destination="')[2].partition('"')[0]
+        return {name: {"ed25519:policy_server": self.key.sign(signing_bytes(event))}}
+
+
+@pytest.fixture
+def office(monkeypatch: pytest.MonkeyPatch) -> Office:
+    office = Office()
+    usual = Queries.routes
+    monkeypatch.setattr(Queries, "routes", lambda self: [*usual(self), *office.routes()])
+    return office
+
+
+async def signers(house: Within, event_id: str) -> dict[str, Any]:
+    assert house.server is not None
+    one = await house.server.rooms.event(event_id)
+    assert one is not None
+    signatures: dict[str, Any] = one.event.pdu["signatures"]
+    return signatures
+
+
+async def test_a_policy_server_is_asked_before_and_after(town: Town, office: Office) -> None:
+    alice, bob, officer = await town.users("alice@one", "bob@two", "officer@three")
+    one, two = await town.relay("one"), await town.relay("two")
+    room = await alice.creates_room(with_=[bob, officer])
+    stable = {"via": officer.server, "public_keys": {"ed25519": office.public_key}}
+    assert await bob.sees(await alice.sets(room, "m.room.policy", stable))
+    assert office.asked == [], "nobody is asked about the event that names it"
+
+    sent = await alice.sends(room)
+    assert await bob.sees(sent) and office.asked == [sent], "asked once, before it is sent"
+    assert "ed25519:policy_server" in (await signers(two, sent))[officer.server], "its signature goes along"
+    pinned = await alice.sets(room, "m.room.pinned_events", {"pinned": [sent]})
+    assert await bob.sees(pinned) and office.asked[1:] == [pinned], "about state as well"
+
+    office.refusal = ApiError("No such thing in here, please.", status=400, errcode="M_FORBIDDEN")
+    refused = await alice.is_refused(alice.sends(room))
+    assert (refused.status, refused.errcode) == (400, "M_FORBIDDEN"), "what it says is passed on"
+    assert "No such thing" in refused.text
+    office.refusal = ApiError("Who are you?", status=401, errcode="M_UNKNOWN_TOKEN")
+    assert (await alice.is_refused(alice.sends(room))).errcode == "M_FORBIDDEN", "but it can't end her session"
+
+    # A server that does not ask.
+    office.refusal = Forbidden("Spam.")
+    forger = Forger(two, alice.server)
+    asked = len(office.asked)
+    unsigned = await forger.builds(room, bob.id, "m.room.encrypted", ciphertext())
+    await forger.transaction([unsigned.pdu])
+    assert office.asked[asked:] == [unsigned.id], "one asks in its stead"
+    assert await alice.does_not_see(unsigned.id), "and shows nobody what is not signed"
+    office.refusal = None
+    forgotten = await forger.builds(room, bob.id, "m.room.encrypted", ciphertext())
+    lied = events.with_signature(forgotten, officer.server, "ed25519:policy_server", "A" * 86)
+    await forger.transaction([lied.pdu])
+    assert await alice.sees(forgotten.id), "what it signs when asked is shown"
+    assert (await signers(one, forgotten.id))[officer.server]["ed25519:policy_server"] != "A" * 86
+    assert await officer.sees(await bob.sends(room)), "the room goes on"
+
+    # One that is gone: nobody waits for it twice, and the room can do without it again.
+    town.cut("one", "three")
+    for _ in range(2):
+        gone = await alice.is_refused(alice.sends(room))
+        assert gone.status == 503 and officer.server in gone.text and "Try again" in gone.text
+    await alice.sets(room, "m.room.policy", {})
+    assert await bob.sees(await alice.sends(room)), "without one nobody is asked"
+
+
+async def test_the_form_before_1_18_is_understood(town: Town, office: Office) -> None:
+    alice, officer = await town.users("alice@one", "officer@three")
+    office.old = True
+    room = await alice.creates_room(with_=officer)
+    await alice.sets(room, "org.matrix.msc4284.policy", {"via": officer.server, "public_key": office.public_key})
+    sent = await alice.sends(room)
+    assert office.asked == [sent] and "unstable" in office.paths[0], "under its old name"
+    assert await officer.sees(sent)
+    await officer.leaves(room)
+    assert await alice.notices(lambda: alice.membership(room, officer) == "leave")
+    asked = len(office.asked)
+    await alice.sends(room)
+    assert len(office.asked) == asked, "it is in force only while somebody of it is there"
