@@ -98,6 +98,17 @@ class Connections:
         answer = await self.open(server, "GET", KEYS_PATH, signed=False, forced=True)
         return await self._json(server, answer, MAX_KEYS_BYTES)
 
+    async def notary_keys(self, notary: str, server: str) -> dict[str, Any]:
+        """The keys of a server as another one knows them."""
+        return await self.send(
+            notary,
+            "POST",
+            "/_matrix/key/v2/query",
+            {"server_keys": {server: {}}},
+            forced=True,
+            most_bytes=MAX_KEYS_BYTES,
+        )
+
     async def open(
         self,
         server: str,

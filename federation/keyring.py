@@ -1,6 +1,6 @@
 """Whose key is whose: fetches, keeps and judges the signing keys of servers, and verifies what they signed.
 
-Keys come from their server itself. Simultaneous fetches of one server are one; a server that gave none is left alone for
+Keys come from their server itself or, where it gives none, from a notary that the operator trusts. Simultaneous fetches of one server are one; a server that gave none is left alone for
 a while. Many signatures are checked in threads, since the check itself runs without Python's lock.
 Spec: server-server-api/#retrieving-server-keys, #validating-hashes-and-signatures-on-received-events, rooms/v5.
 """
@@ -18,7 +18,7 @@ import orjson
 import structlog
 
 from federation.joined import Joined
-from federation.server_keys import ALGORITHM, BadKeys, KnownKey, OldKey, own_answer, read
+from federation.server_keys import ALGORITHM, BadKeys, KnownKey, own_answer, read
 from relay.clock import HOUR, MINUTE, SECOND, Clock
 from relay.db import Database, Query
 from relay.errors import ApiError, BadJson, RemoteError
@@ -26,7 +26,7 @@ from relay.ids import is_server_name
 from relay.part import Part
 from relay.protocol.canonical import from_base64
 from relay.protocol.event import Event, required_signers, signing_bytes
-from relay.protocol.signing import SigningKey, signature_of, verify_bytes, verify_json
+from relay.protocol.signing import OldKey, SigningKey, signature_of, verify_bytes, verify_json
 from relay.tables import Schema, Table
 
 log = structlog.get_logger("keyring")
@@ -34,6 +34,7 @@ log = structlog.get_logger("keyring")
 MAX_SERVERS_IN_MEMORY = 20_000
 MAX_FETCHES_AT_ONCE = 50
 MAX_SIGNATURES_PER_SERVER = 8
+MAX_NOTARY_ANSWERS = 8
 # A thread's share; fewer are verified where they are.
 BATCH = 64
 INLINE = 3
@@ -47,6 +48,8 @@ FAILURE_WAIT_MAX = HOUR
 POLICY_SERVER_KEY = "ed25519:policy_server"
 
 FetchKeys = Callable[[str], Awaitable[dict[str, Any]]]
+# (notary, server) -> what it answers to key/v2/query.
+AskNotary = Callable[[str, str], Awaitable[dict[str, Any]]]
 
 
 @dataclass(slots=True)
@@ -109,7 +112,10 @@ class Keyring(Part):
         *,
         timeout: float,
         old_keys: Sequence[OldKey] = (),
+        notaries: Sequence[str] = (),
+        ask_notary: AskNotary | None = None,
     ) -> None:
+        """`notaries` are believed about the keys of servers that give none themselves."""
         self.server_name = server_name
         self._key = key
         self._old_keys = tuple(old_keys)
@@ -117,6 +123,8 @@ class Keyring(Part):
         self._clock = clock
         self._fetch_keys = fetch
         self._timeout = timeout
+        self._notaries = notaries
+        self._ask_notary = ask_notary
         # Dropped by `_keep`, the only write to these tables, and by size.
         self._servers: dict[str, _Server] = {}
         self._failures: dict[str, tuple[int, int]] = {}
@@ -273,9 +281,30 @@ class Keyring(Part):
                     del self._failures[next(iter(self._failures))]
                 self._failures[server] = (self._clock.now() + wait, wait)
                 log.info("a server gave no keys", server=server, exc=error, seconds=wait // SECOND)
-                return
-        self._failures.pop(server, None)
+                told = await self._from_notaries(server)
+                if told is None:
+                    return
+                answer, keys = told
+            else:
+                self._failures.pop(server, None)
         await self._keep(server, keys, answer)
+
+    async def _from_notaries(self, server: str) -> tuple[dict[str, Any], dict[str, KnownKey]] | None:
+        """The server's own signed list as the first notary has it that has one. Spec: #querying-keys-through-another-server"""
+        for notary in self._notaries if self._ask_notary is not None else ():
+            if notary in (server, self.server_name) or self._ask_notary is None:
+                continue
+            try:
+                async with asyncio.timeout(self._timeout):
+                    given = (await self._ask_notary(notary, server)).get("server_keys")
+                    for answer in given[:MAX_NOTARY_ANSWERS] if isinstance(given, list) else ():
+                        if not isinstance(answer, dict) or answer.get("server_name") != server:
+                            continue
+                        if await self.verified_json(notary, answer):
+                            return answer, read(server, answer, self._clock.now())
+            except (RemoteError, ApiError, BadKeys, TimeoutError) as error:
+                log.info("a notary gave no keys", server=notary, exc=error)
+        return None
 
     async def _keep(self, server: str, keys: dict[str, KnownKey], answer: dict[str, Any]) -> None:
         now = self._clock.now()

@@ -12,7 +12,7 @@ from typing import Any
 from relay.clock import DAY
 from relay.errors import BadJson
 from relay.protocol.canonical import from_base64
-from relay.protocol.signing import KEY_BYTES, SigningKey, sign_json, verify_json
+from relay.protocol.signing import KEY_BYTES, OldKey, SigningKey, sign_json, verify_json
 
 # Spec: rooms/v5/#signing-key-validity-period: whatever a server says, no longer than this.
 MAX_VALIDITY = 7 * DAY
@@ -33,15 +33,6 @@ class KnownKey:
     def valid_at(self, when: int, *, strict: bool) -> bool:
         """For an event made at `when`. Room versions before 5 ignore valid_until, but not that a key was put away."""
         return when <= self.valid_until or not (strict or self.expired)
-
-
-@dataclass(frozen=True, slots=True)
-class OldKey:
-    """A key of ours that no longer signs."""
-
-    key_id: str
-    verify_key_base64: str
-    expired_at: int
 
 
 class BadKeys(Exception):

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from relay import answers, checkup, config_example, control, folder
+from relay import answers, checkup, config_example, control, folder, peer_commands
 from relay.config import ConfigError, Duration, Listener
 from relay.serving import OperatorError, offline, serve
 
@@ -328,6 +328,8 @@ def _parser() -> argparse.ArgumentParser:
     grammar.add(
         "seal", _seal, "redact for good what privacy.seal no longer allows; the relay must not run", "--data data"
     )
+
+    peer_commands.grow(grammar, _tell, _command)
 
     users = grammar.group("user", "accounts")
     add = users.add("add", _user_add, "make an account", "alice --admin --data data")

@@ -73,7 +73,7 @@ def prepare(data_dir: Path, server_name: str | None, listener: Listener, *, perf
         if (data_dir / settings.database.path).exists():
             raise FolderError(
                 f"The signing key {key_path} is missing although there is a database. Put your copy of it back: with a new key other servers "
-                "would refuse this relay in the rooms it is in."
+                "would refuse this relay in the rooms it is in. If it is lost for good: relay key rotate --lost"
             )
         key = SigningKey.generate(f"ed25519:a_{random_string(4)}")
         write_durably(key_path, key.dump().encode() + b"\n", SECRET_MODE)

@@ -74,6 +74,7 @@ from relay.listeners import Listeners
 from relay.media.remote_copies import RemoteCopies
 from relay.media.routes import Media
 from relay.moderation.restrictions import RestrictionDoors, Restrictions
+from relay.own_keys import OwnKeys
 from relay.pages import assembled as pages_assembled
 from relay.part import Part
 from relay.people.account_data import AccountData
@@ -188,7 +189,11 @@ class Server:
         backoff = Backoff(clock, least=federation.outbox_backoff_min, most=federation.outbox_backoff_max)
         timeout = federation.request_timeout.seconds
         connections = Connections(name, key, discovery, outward, backoff, doors, timeout=timeout)
-        keyring = Keyring(name, key, db, clock, connections.server_keys, timeout=federation.key_timeout.seconds)
+        own_keys = self._own_keys = OwnKeys(self.data_dir, settings, key, db, clock)
+        keyring = Keyring(
+            name, key, db, clock, connections.server_keys, timeout=federation.key_timeout.seconds,
+            old_keys=own_keys.old, notaries=federation.key_notaries, ask_notary=connections.notary_keys,
+        )  # fmt: skip
         remote = Client(connections, keyring)
 
         # Accounts.
@@ -343,6 +348,7 @@ class Server:
             **tokens.commands(),
             **moderated.commands(),
             **self._inspection.commands(),
+            **own_keys.commands(),
             **Reloading(self.data_dir, settings, controls).commands(),
             "status": self._status,
         }
@@ -357,8 +363,9 @@ class Server:
         await self._restrictions.open()
 
     async def start(self) -> None:
-        """Listeners and loops. Raises OSError where a port is not to be had, NotSealed."""
+        """Listeners and loops. Raises OSError where a port is not to be had, NotSealed, WrongKey."""
         await self._inspection.require_sealed()
+        await self._own_keys.require_known()
         await self._listeners.open(self.settings.listeners)
         self._loops = asyncio.create_task(self._run_parts(), name="parts")
 

@@ -128,11 +128,12 @@ async def _opened(data_dir: Path, settings: Settings) -> Server:
 
 async def _started(server: Server, settings: Settings) -> None:
     from relay.inspection import NotSealed
+    from relay.own_keys import WrongKey
 
     try:
         await server.start()
-    except NotSealed as looser:
-        raise OperatorError(str(looser)) from looser
+    except (NotSealed, WrongKey) as refused:
+        raise OperatorError(str(refused)) from refused
     except (ssl.SSLError, FileNotFoundError) as bad:
         raise OperatorError(
             "The TLS certificate or key of a listener can't be used: `relay check` says which and why."

@@ -45,7 +45,7 @@ OWN = Schema(
             "settings",
             "the database's own bookkeeping",
             {
-                "name": ("server_name, epoch, pos, seal", "the database's life"),
+                "name": ("server_name, epoch, pos, seal, signing_key", "the database's life"),
                 "value": ("what it is", "the database's life"),
             },
         ),

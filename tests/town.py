@@ -35,9 +35,11 @@ listeners:
   - {{address: "127.0.0.1", port: {client_port}, serves: [client]}}
   - {{address: "127.0.0.1", port: {federation_port}, serves: [federation], tls_certificate: tls.crt, tls_key: tls.key}}
 registration: {{mode: open_to_everyone}}
-federation: {{extra_ca_file: ca.crt, outbox_backoff_min: 1s, outbox_backoff_max: 1h, request_timeout: 10s}}
 log: {{level: {log_level}}}
 """
+
+
+FEDERATION = "federation: {extra_ca_file: ca.crt, outbox_backoff_min: 1s, outbox_backoff_max: 1h, request_timeout: 10s}"
 
 
 class Clock:
@@ -89,6 +91,8 @@ class House:
         town.authority.certify(self.folder, "localhost", "127.0.0.1")
         if "limits:" not in settings:
             settings += "\nlimits: {enabled: false}\n"
+        if "federation:" not in settings:
+            settings += f"\n{FEDERATION}\n"
         text = CONFIG.format(
             name=self.name, client_port=self.client_port, federation_port=self.federation_port, log_level=town.log_level
         )

@@ -7,6 +7,7 @@ Spec: appendices/#signing-json.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import nacl.bindings
@@ -59,6 +60,15 @@ class SigningKey:
 
     def __repr__(self) -> str:
         return f"SigningKey({self.key_id})"
+
+
+@dataclass(frozen=True, slots=True)
+class OldKey:
+    """The public half of a key of ours that no longer signs; `expired_at` in milliseconds."""
+
+    key_id: str
+    verify_key_base64: str
+    expired_at: int
 
 
 def sign_json(obj: dict[str, Any], name: str, key: SigningKey) -> dict[str, Any]:

@@ -35,7 +35,9 @@ ASK_SECONDS = 10.0
 DOWN_SECONDS = 30.0
 MAX_ASKED_AT_ONCE = 10
 MAX_DOWN = 1_000
-_OF_SESSIONS = frozenset({"M_UNKNOWN_TOKEN", "M_MISSING_TOKEN", "M_USER_LOCKED", "M_USER_DEACTIVATED", "M_USER_SUSPENDED"})
+_OF_SESSIONS = frozenset(
+    {"M_UNKNOWN_TOKEN", "M_MISSING_TOKEN", "M_USER_LOCKED", "M_USER_DEACTIVATED", "M_USER_SUSPENDED"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,9 @@ class PolicyServers:
                 try:
                     one.event = await self._ask(policy, one.event)
                 except RemoteError as error:
-                    log.info("the policy server did not sign", event_id=one.event.id, server=policy.name, status=error.status)
+                    log.info(
+                        "the policy server did not sign", event_id=one.event.id, server=policy.name, status=error.status
+                    )
                     one.objection = "the room's policy server has not signed it"
 
         await asyncio.gather(*(look(one) for one in fresh))
@@ -134,7 +138,9 @@ class PolicyServers:
         text = signature.get(KEY_ID)
         if not isinstance(text, str):
             # Before 1.18 an empty answer was the refusal.
-            raise RemoteError(policy.name, 403, "This room's policy server does not let this event pass.", "M_FORBIDDEN")
+            raise RemoteError(
+                policy.name, 403, "This room's policy server does not let this event pass.", "M_FORBIDDEN"
+            )
         signed = with_signature(event, policy.name, KEY_ID, text)
         if not _holds(policy, signed):
             raise RemoteError(policy.name, 200, "its signature is not made with the key that the room names")

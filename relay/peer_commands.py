@@ -1,0 +1,67 @@
+"""The command line about other servers: the signing keys, what is wrong with the federation, whom to forget.
+
+`__main__.py` has the rest and the means: how a command is asked for, and how its answer is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from relay import control, folder, own_keys
+from relay.clock import SECOND
+from relay.serving import offline
+
+Run = Callable[[argparse.Namespace], int]
+Tell = Callable[[argparse.Namespace, Any, Callable[[Any], str]], int]
+Ask = Callable[[Path, str, Mapping[str, Any]], Any]
+
+
+class Grammar(Protocol):
+    def add(self, name: str, run: Run, help_text: str, example: str) -> argparse.ArgumentParser: ...
+    def group(self, name: str, help_text: str) -> Grammar: ...
+
+
+def grow(grammar: Grammar, tell: Tell, ask: Ask) -> None:
+    """`ask` reaches the running relay or, where none runs, the data folder."""
+
+    def key_list(arguments: argparse.Namespace) -> int:
+        return tell(arguments, ask(arguments.data, "key.list", {}), _keys)
+
+    def key_rotate(arguments: argparse.Namespace) -> int:
+        if not arguments.lost:
+            return tell(arguments, offline(arguments.data, "key.rotate", {}), _rotated)
+        with control.locked(arguments.data):
+            own_keys.make_new(arguments.data, folder.load_settings(arguments.data))
+        return tell(arguments, offline(arguments.data, "key.lost", {}), _rotated)
+
+    keys = grammar.group("key", "the signing keys by which other servers know this relay")
+    keys.add("list", key_list, "show the key in use and those that were put away", "--data data")
+    rotate = keys.add(
+        "rotate", key_rotate, "sign with a new key from the next start on; the relay must not run", "--data data"
+    )
+    rotate.add_argument("--lost", action="store_true", help="the old key is gone: make and announce a new one")
+
+
+def _keys(result: Any) -> str:
+    return "\n".join(
+        f"{key['key_id']}  {key['verify_key']}  "
+        + ("in use" if key["until"] is None else f"put away {_moment(key['until'])}")
+        for key in result
+    )
+
+
+def _rotated(result: Any) -> str:
+    before = (
+        f" {result['before']} stays published as an old key, so that what it signed stays good."
+        if result["before"]
+        else ""
+    )
+    return f"The relay signs with {result['key_id']} from its next start on.{before} Keep a copy of the new key in a safe place."
+
+
+def _moment(ms: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(ms // SECOND))
