@@ -21,6 +21,7 @@ import orjson
 
 from relay import answers, checkup, config_example, control, folder, peer_commands
 from relay.config import ConfigError, Duration, Listener
+from relay.moderating import Moderating
 from relay.serving import OperatorError, offline, serve
 
 
@@ -372,6 +373,8 @@ def _parser() -> argparse.ArgumentParser:
     tokens.add("list", _token_list, "list the tokens and how often each was used", "--data data")
     revoke = tokens.add("revoke", _token_revoke, "make a token worthless", "TOKEN --data data")
     revoke.add_argument("token", metavar="TOKEN")
+
+    Moderating(_command, _tell).join(grammar)
 
     settings = grammar.group("config", "the config file")
     settings.add(

@@ -47,6 +47,7 @@ _MARK = re.compile(r"\$(\d+)")
 _PRIMARY = re.compile(r"\bBIGINT PRIMARY KEY\b")
 _BYTES = re.compile(r"\bBYTES\b")
 _CLUSTERED = re.compile(r"\bCLUSTERED\b")
+_REFUSE = re.compile(r"REFUSE (UPDATE|DELETE) ON (\w+)")
 
 
 class ChainBroken(Exception):
@@ -89,7 +90,8 @@ def _translated(sql: str) -> str:
 
 
 def _definition(sql: str) -> str:
-    """`CLUSTERED` behind a table of small rows: they lie in the order of its primary key, and nowhere twice."""
+    """`CLUSTERED` tables lie in the order of their key, and nowhere twice. `REFUSE UPDATE ON t` (or DELETE) keeps rows."""
+    sql = _REFUSE.sub(r"CREATE TRIGGER \2_no_\1 BEFORE \1 ON \2 BEGIN SELECT RAISE(ABORT, 'rows stay'); END", sql)
     return _CLUSTERED.sub("WITHOUT ROWID", _BYTES.sub("BLOB", _PRIMARY.sub("INTEGER PRIMARY KEY", sql)))
 
 

@@ -73,6 +73,7 @@ from relay.limits import Limits
 from relay.listeners import Listeners
 from relay.media.remote_copies import RemoteCopies
 from relay.media.routes import Media
+from relay.moderation import assembled as moderation_assembled
 from relay.moderation.restrictions import RestrictionDoors, Restrictions
 from relay.own_keys import OwnKeys
 from relay.pages import assembled as pages_assembled
@@ -328,6 +329,10 @@ class Server:
             Hierarchy(summaries), DatesAnswers(asking, dates), UserInfo(openid),
         ]  # fmt: skip
 
+        # Reports, decisions, and the log of both.
+        moderation = moderation_assembled.assemble(db, clock, name)
+        self._parts += moderation.parts
+
         # What a browser shows.
         pages = pages_assembled.assemble(
             db, clock, limits, users, account, doors, contact_gate, contact_links, settings.public_base_url
@@ -349,6 +354,7 @@ class Server:
             **moderated.commands(),
             **self._inspection.commands(),
             **own_keys.commands(),
+            **moderation.commands,
             **Reloading(self.data_dir, settings, controls).commands(),
             "status": self._status,
         }
