@@ -44,7 +44,10 @@ class Moderating:
         """Adds its commands to the command line."""
         moderation = grammar.group("moderation", "the audit log of what moderators and rules did")
         verify = moderation.add(
-            "verify", self._verify, "check that no row of the audit log was changed or cut off", "--since last.json --data data"
+            "verify",
+            self._verify,
+            "check that no row of the audit log was changed or cut off",
+            "--since last.json --data data",
         )
         verify.add_argument(
             "--since",
@@ -52,7 +55,9 @@ class Moderating:
             metavar="FILE",
             help="the checkpoint that you keep outside this machine; the log has to extend it, then the newest is written there",
         )
-        moderation.add("checkpoint", self._checkpoint, "sign how far the audit log has come, and print it", "--data data")
+        moderation.add(
+            "checkpoint", self._checkpoint, "sign how far the audit log has come, and print it", "--data data"
+        )
         moderation.add("new-key", self._new_key, "let another key sign the audit log from now on", "--data data")
 
     def _verify(self, arguments: argparse.Namespace) -> int:

@@ -43,7 +43,7 @@ def verify(query: Query, server_name: str, held: Mapping[str, Any] | None = None
     statements = {
         seq: orjson.loads(raw) for seq, raw in query.all("SELECT seq, statement FROM audit_checkpoints ORDER BY seq")
     }
-    signers = dict(query.all("SELECT key_id, public FROM audit_signers LIMIT $1", MAX_SIGNERS))
+    signers: dict[str, str] = dict(query.all("SELECT key_id, public FROM audit_signers LIMIT $1", MAX_SIGNERS))
     marked = {seq: _hash_of(one) for seq, one in statements.items()}
     held_seq = -1
     if held is not None:
@@ -62,13 +62,17 @@ def verify(query: Query, server_name: str, held: Mapping[str, Any] | None = None
             if seq in marked and marked[seq] != hashed:
                 verdict.find(f"Row {seq} is another than the one its checkpoint names.")
             if seq == held_seq and held is not None and _hash_of(held) != hashed:
-                verdict.find(f"Row {seq} is another than the one in the checkpoint that you hold: the log was rewritten.")
+                verdict.find(
+                    f"Row {seq} is another than the one in the checkpoint that you hold: the log was rewritten."
+                )
             last_seq, last_hash = seq, hashed
             verdict.rows += 1
         if len(rows) < AT_ONCE:
             break
     if held_seq > last_seq:
-        verdict.find(f"The log ends at row {last_seq}, before row {held_seq} of the checkpoint that you hold: it was cut.")
+        verdict.find(
+            f"The log ends at row {last_seq}, before row {held_seq} of the checkpoint that you hold: it was cut."
+        )
     for seq, statement in statements.items():
         verdict.checkpoints += 1
         if seq > last_seq:

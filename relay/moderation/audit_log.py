@@ -245,7 +245,7 @@ class AuditLog(Part):
             last_seq, _ = _last(query)
             row = query.one("SELECT seq, ts FROM audit_checkpoints ORDER BY seq DESC LIMIT 1")
             seq, ts = row if row is not None else (0, 0)
-            return last_seq > seq and (last_seq - seq >= CHECKPOINT_EVERY_ROWS or now - ts >= CHECKPOINT_EVERY_MS)
+            return bool(last_seq > seq and (last_seq - seq >= CHECKPOINT_EVERY_ROWS or now - ts >= CHECKPOINT_EVERY_MS))
 
         if await self._db.read(due):
             await self.checkpoint()
@@ -300,9 +300,7 @@ class AuditLog(Part):
 
     async def acknowledge_restore(self, actor: str) -> None:
         with self._db.write() as tx:
-            self.record(
-                tx, actor=actor, action="restored.seen", target=self._server_name, reason_code="acknowledged"
-            )
+            self.record(tx, actor=actor, action="restored.seen", target=self._server_name, reason_code="acknowledged")
         await tx
 
 
@@ -365,16 +363,12 @@ def _opened(query: Query, rows: Sequence[Sequence[Any]]) -> Iterator[Entry]:
         key = query.value("SELECT key FROM audit_keys WHERE seq = $1", seq)
         if key is not None:
             target, detail = _unsealed(bytes(key), seq, bytes(sealed))
-        yield Entry(
-            seq, ts, actor, action, reason_code, case_id, bool(automated), bytes(hashed).hex(), target, detail
-        )
+        yield Entry(seq, ts, actor, action, reason_code, case_id, bool(automated), bytes(hashed).hex(), target, detail)
 
 
 def _unsealed(key: bytes, seq: int, sealed: bytes) -> tuple[str | None, Any]:
     try:
-        inside = orjson.loads(
-            AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], str(seq).encode())
-        )
+        inside = orjson.loads(AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], str(seq).encode()))
     except (InvalidTag, ValueError):
         return None, None  # tampered with: `verify` says so
     return inside["target"], inside["detail"]

@@ -22,7 +22,7 @@ NAME = "one.example"
 async def log(tmp_path: Path) -> AsyncIterator[AuditLog]:
     db = Database(tmp_path / "relay.db", Bell())
     log = AuditLog(db, Clock(), NAME)
-    await db.open([log.schema], NAME)  # type: ignore[list-item]
+    await db.open([log.schema], NAME)
     yield log
     await db.close()
 
@@ -30,7 +30,14 @@ async def log(tmp_path: Path) -> AsyncIterator[AuditLog]:
 async def record(log: AuditLog, number: int, target: str = "@bob:one.example") -> None:
     with log._db.write() as tx:
         for one in range(number):
-            log.record(tx, actor="@mod:one.example", action="suspend", target=target, reason_code="harassment", case_id=f"c{one}")
+            log.record(
+                tx,
+                actor="@mod:one.example",
+                action="suspend",
+                target=target,
+                reason_code="harassment",
+                case_id=f"c{one}",
+            )
     await tx
 
 
@@ -52,7 +59,12 @@ async def tamper(log: AuditLog, *statements: str) -> None:
 async def test_what_was_done_is_read_again_and_the_chain_is_sound(log: AuditLog) -> None:
     await record(log, 3)
     newest = (await log.page(limit=2))[0]
-    assert (newest.seq, newest.actor, newest.target, newest.case_id) == (3, "@mod:one.example", "@bob:one.example", "c2")
+    assert (newest.seq, newest.actor, newest.target, newest.case_id) == (
+        3,
+        "@mod:one.example",
+        "@bob:one.example",
+        "c2",
+    )
     assert [one.case_id for one in await log.of_case("c1")] == ["c1"]
     made = await log.checkpoint()
     assert made is not None and made.seq == 4, "the row that introduces the key, and then the checkpoint"
