@@ -110,11 +110,9 @@ def parse(header: str) -> Credentials:
 
 
 class XMatrix:
-    """Implements `web.AuthenticatesServers`. `heard_from` is told of every server that proved who it is."""
+    """Implements `web.AuthenticatesServers`. Those of `heard_from` are told of every server that proved who it is."""
 
-    def __init__(
-        self, server_name: str, keys: Keys, doors: Doors, heard_from: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, server_name: str, keys: Keys, doors: Doors, *heard_from: Callable[[str], None]) -> None:
         self._server_name = server_name
         self._keys = keys
         self._doors = doors
@@ -142,8 +140,8 @@ class XMatrix:
         for one in credentials:
             if await self._signed(request, one):
                 await self._doors.server(origin)
-                if self._heard_from is not None:
-                    self._heard_from(origin)
+                for tell in self._heard_from:
+                    tell(origin)
                 return origin
         raise Unauthorized(
             f"No signature of the request could be verified with a key that {origin} publishes and that is valid now."

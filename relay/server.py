@@ -106,6 +106,7 @@ from relay.rooms.delayed import DelayedEvents
 from relay.rooms.directory import Directory
 from relay.rooms.gaps import Gaps
 from relay.rooms.intake import Intake
+from relay.rooms.later import Later
 from relay.rooms.members import Members
 from relay.rooms.mutual import MutualRooms
 from relay.rooms.policy_server import PolicyServers
@@ -215,6 +216,8 @@ class Server:
         gaps = Gaps(db, rooms, appender, intake, remote)
         receiver = Receiver(db, rooms, appender, intake, gaps, doors)
         sender = Sender(db, rooms, appender, seal, doors, clock, key)
+        later = Later(db, clock, rooms, receiver, seal)
+        receiver.keep_for_later = later.keep
         policies = PolicyServers(name, remote)
         receiver.look_at, sender.policy_signed = policies.look_at, policies.signed
         creator = Creator(db, rooms, appender, sender, seal, doors, profiles, key, settings.rooms.default_version)
@@ -293,7 +296,7 @@ class Server:
                 transports=transports(settings.calls.livekit_service_urls), capabilities=DELAYED_CAPABILITIES,
             ), Absent(), Calls(settings.turn, settings.calls, clock), openid, moderated, restrictions, delayed, dehydrated,
             departures, users, sessions, tokens, devices, login, register, account,
-            rooms_part, timeline, Relations(db, viewing), directory, write_routes, grace,
+            rooms_part, timeline, Relations(db, viewing), directory, write_routes, later, grace,
             summaries, Spaces(summaries, clock), dates, upgrades, MutualRooms(rooms), Following(db, rooms, account_data, push_rules),
             profiles, account_data, contact_gate, contact_links, Tags(db, account_data), filters, UserSearch(db, users, rooms, profiles),
             published, device_lists, remote_lists, signatures, to_device, one_time_keys, cross_signing, device_keys, backup,
@@ -318,7 +321,7 @@ class Server:
         outbox = Outbox(name, db, bell, clock, rooms, departures, connections, backoff)
         departures.deliver_passing_to(outbox.passing)
         edus = {edu_type: taker for part in self._parts for edu_type, taker in part.edus().items()}
-        xmatrix = XMatrix(name, keyring, doors, outbox.heard_from)
+        xmatrix = XMatrix(name, keyring, doors, outbox.heard_from, later.heard_from)
         asking, chains = Asking(rooms), Chains(db)
         invites = Invites(db, rooms, appender, intake, remote, seal, doors, key, local_user_exists=users.exists)
         self._parts += [

@@ -236,6 +236,10 @@ class Town:
     def cut(self, one: str, two: str) -> None:
         self._cuts |= {(one, self.houses[two].federation_port), (two, self.houses[one].federation_port)}
 
+    def cut_one_way(self, one: str, two: str) -> None:
+        """From now on `one` does not reach `two`; the other way round all is well."""
+        self._cuts.add((one, self.houses[two].federation_port))
+
     def mend(self, one: str, two: str) -> None:
         self._cuts -= {(one, self.houses[two].federation_port), (two, self.houses[one].federation_port)}
 

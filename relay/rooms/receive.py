@@ -74,6 +74,8 @@ class Receiver:
         self._gaps = gaps
         self._doors = doors
         # Asks the room's policy server; set by the server.
+        # Keeps an event that has to wait for what it builds on, where it can; set by the server (`later.py`).
+        self.keep_for_later: Callable[[str, str, Taken], Awaitable[bool]] | None = None
         self.look_at: Callable[[Room, Sequence[Taken]], Awaitable[None]] | None = None
 
     async def receive(self, origin: str, room_id: str, pdus: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
@@ -108,7 +110,7 @@ class Receiver:
             try:
                 waiting.append((one, *await self._queued(origin, room_id, one)))
             except RemoteError as error:
-                results[one.event.id] = _has_to_wait(one.event, error)
+                results[one.event.id] = await self._has_to_wait(origin, room_id, one, error)
         for one, verdict, write in waiting:
             try:
                 if write is not None:
@@ -118,7 +120,7 @@ class Receiver:
                 try:
                     results[one.event.id] = _told(await self.place(origin, room_id, one, again=True))
                 except RemoteError as error:
-                    results[one.event.id] = _has_to_wait(one.event, error)
+                    results[one.event.id] = await self._has_to_wait(origin, room_id, one, error)
             except StorageFull:
                 raise
             except Exception as error:
@@ -126,6 +128,12 @@ class Receiver:
                 log.error("an event could not be recorded", event_id=one.event.id, exc_info=error)
                 results[one.event.id] = "Something went wrong inside the server."
         return results
+
+    async def _has_to_wait(self, origin: str, room_id: str, taken: Taken, error: RemoteError) -> str | None:
+        log.info("an event has to wait for what it builds on", event_id=taken.event.id, server=error.server)
+        if self.keep_for_later is not None and await self.keep_for_later(origin, room_id, taken):
+            return None
+        return "What this event builds on could not be fetched."
 
     async def admit(self, event: Event, *, origin: str, marks: int = 0) -> Verdict:
         """An event with good signatures that another server hands to us as a resident: a join, leave or knock."""
@@ -435,8 +443,3 @@ def _perhaps_known(room: Room, given: Sequence[Event]) -> list[str]:
 
 def _told(verdict: Verdict) -> str | None:
     return verdict.reason or None if verdict.outcome == "rejected" else None
-
-
-def _has_to_wait(event: Event, error: RemoteError) -> str:
-    log.info("an event has to wait for what it builds on", event_id=event.id, server=error.server)
-    return "What this event builds on could not be fetched."

@@ -1,0 +1,64 @@
+"""The last word of a conversation arrives although nothing could be asked back when it came: it waits, and is tried again."""
+
+from __future__ import annotations
+
+from relay.rooms import later
+from tests.forger import Forger
+from tests.people import ciphertext, until
+from tests.town import Town, Within
+
+
+async def waiting(house: Within) -> int:
+    assert house.server is not None
+    return int(await house.server.db.read(lambda query: query.value("SELECT count(*) FROM waiting_events")))
+
+
+async def test_a_kick_is_heard_of_although_what_led_to_it_could_not_be_fetched(town: Town) -> None:
+    alice, bob = await town.users("alice@one", "bob@two")
+    two = await town.relay("two")
+    room = await alice.creates_room(with_=bob)
+    assert await bob.sees(await alice.sends(room))
+    town.cut("one", "two")
+    for _ in range(55):
+        await alice.sends(room)
+    await alice.kicks(room, bob)
+    await town.houses["one"].restart()  # what is more than it sends one by one is caught up with by the latest alone
+    # Now one reaches two, and two does not reach one.
+    town.mend("one", "two")
+    town.cut_one_way("two", "one")
+    town.clock.forward(hours=1)
+    assert await until(lambda: _is(waiting(two), 1)), "the kick, which comes alone, has to wait"
+    await two.restart()
+    assert await waiting(two) == 1, "on disk"
+    assert two.server is not None
+    audited = await two.command("audit")
+    assert not audited["findings"] and any("waiting_events" in rule for rule in audited["counts"])
+    town.mend("one", "two")
+    town.clock.forward(minutes=10)
+    assert await bob.notices(lambda: room in bob.left, within=20), "Bob learns that he is out"
+    assert await until(lambda: _is(waiting(two), 0)), "and nothing waits any longer"
+
+
+async def test_what_builds_on_inventions_waits_within_bounds(town: Town) -> None:
+    alice, mallory = await town.users("alice@one", "mallory@two")
+    one, two = await town.relay("one"), await town.relay("two")
+    room = await alice.creates_room(with_=mallory)
+    await alice.syncs()
+    forger = Forger(two, alice.server)
+    invented = [
+        (await forger.builds(room, mallory.id, "m.room.encrypted", ciphertext(), prev_events=["$" + f"{n:043d}"])).pdu
+        for n in range(later.MAX_PER_SERVER + 20)
+    ]
+    town.cut_one_way("one", "two")
+    for start in range(0, len(invented), 50):
+        answer = await forger.transaction(invented[start : start + 50])
+    assert any(result.get("error") for result in answer["pdus"].values()), "what is too much is refused"
+    assert await waiting(one) == later.MAX_PER_SERVER
+    town.mend("one", "two")
+    town.clock.forward(hours=24 * 4)
+    assert await until(lambda: _is(waiting(one), 0), within=30), "and nothing waits for ever"
+    assert await mallory.sees(await alice.sends(room)), "the room goes on"
+
+
+async def _is(number: object, expected: int) -> bool:
+    return await number == expected  # type: ignore[misc]
