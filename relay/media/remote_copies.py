@@ -187,11 +187,12 @@ class RemoteCopies(Part):
             self._untrimmed_bytes = 0
             await self.trim()
 
-    async def _kept(self, server: str, media_id: str) -> Reader | None:
+    async def held(self, server: str, media_id: str) -> Reader | None:
+        """The copy, if there is one."""
         row = await self._db.read(_copy, server, media_id)
-        if row is None:
-            return None
-        file, size, used = row
+        return None if row is None else await self._open(row[0], row[1])
+
+    async def _open(self, file: str, size: int) -> Reader | None:
         try:
             reader = await self.store.open(file)
         except NotFound:
@@ -199,7 +200,15 @@ class RemoteCopies(Part):
         if reader.size != size:
             reader.close()
             return None
-        if used < self._hour():
+        return reader
+
+    async def _kept(self, server: str, media_id: str) -> Reader | None:
+        row = await self._db.read(_copy, server, media_id)
+        if row is None:
+            return None
+        file, size, used = row
+        reader = await self._open(file, size)
+        if reader is not None and used < self._hour():
             with self._db.write() as tx:
                 tx.run(
                     "UPDATE remote_media SET used_ts = $3 WHERE server = $1 AND media_id = $2",

@@ -385,6 +385,18 @@ class Media(Part):
             raise ApiError("This file is not uploaded yet. Try again later.", status=504, errcode="M_NOT_YET_UPLOADED")
         return LocalMedia(await self.store.open(media_id), self._served_type(row), row.file_name)
 
+    async def held(self, server: str, media_id: str) -> Reader | None:
+        """The bytes of a file as far as they lie here, for a proof: nobody is asked for it, and nothing notes that it was read."""
+        if server != self._server_name:
+            return await self.copies.held(server, media_id)
+        row = await self._row(media_id) if is_opaque(media_id) else None
+        if row is None or row.size == EMPTY:
+            return None
+        try:
+            return await self.store.open(media_id)
+        except NotFound:
+            return None
+
     async def _row(self, media_id: str) -> _Row | None:
         row = await self._db.read(_media_row, media_id)
         return _Row(*row) if row is not None else None

@@ -278,6 +278,13 @@ def redacted(event: Event) -> Event:
     return Event(redact(event.pdu, event.version), event.id, event.version)
 
 
+def emptied(event: Event) -> Event:
+    """Our own copy of a redacted event: its content is gone, and all that its hash covers beside it stays, so that whoever
+    has the content can prove that it was this one."""
+    pdu = {**event.pdu, "content": redact_content(event.type, event.content, event.version)}
+    return Event(pdu, event.id, event.version)
+
+
 def signing_bytes(event: Event) -> bytes:
     """What every signature of the event signs, and what its ID is the hash of."""
     return _covered_bytes(event.pdu, event.version)

@@ -2,7 +2,7 @@
 
 A redaction passes the authorization rules for everyone; whether it applies is decided when both events are known.
 Spec: rooms/v3/#handling-redactions, client-server-api/#redactions. Until `privacy.redacted_grace` is over, the ciphertext
-stays, so that a report can still prove what was taken back.
+stays, so that a report can still prove what was taken back; what goes then is `content` and nothing else of our own copy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from relay.protocol.power import Levels
 from relay.protocol.versions import VERSIONS
 from relay.rooms import store
 from relay.rooms.room import CREATE, POWER_LEVELS, Room
-from relay.rooms.store import GONE, STUB, Stored
+from relay.rooms.store import GONE, RIM_KEPT, STUB, Stored
 
 SWEEP_EVERY_SECONDS = 300.0
 MAX_SWEPT = 500
@@ -126,7 +126,7 @@ class Grace:
                 redaction = events.load(bytes(row[store.WIDTH + 1]), row[6], version)
                 # A time that has not come can't be waited for: whoever wrote it would have her words kept for ever.
                 if redaction.origin_server_ts <= before or redaction.origin_server_ts > ahead:
-                    found.append((row[0], events.redacted(store.stored(row, version).event).raw))
+                    found.append((row[0], events.emptied(store.stored(row, version).event).raw))
             return found, rows[-1][0] if len(rows) == MAX_SWEPT else None
 
         swept = 0
@@ -136,6 +136,6 @@ class Grace:
             swept += len(gone)
             if gone:
                 with self._db.write() as tx:
-                    tx.many(f"UPDATE events SET json = $2, marks = marks | {GONE} WHERE nid = $1", gone)
+                    tx.many(f"UPDATE events SET json = $2, marks = marks | {GONE | RIM_KEPT} WHERE nid = $1", gone)
                 await tx
         return swept

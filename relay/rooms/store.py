@@ -25,6 +25,7 @@ LOCAL = 8  # made by this server, to be sent to the others
 FAN_OUT = 16  # of another server, to be passed on by us: we were asked to (send_join and its kin)
 HISTORY = 32  # older than what was known when it came: for /messages, never for /sync
 GONE = 64  # redacted, and its ciphertext no longer kept
+RIM_KEPT = 128  # of a GONE one: nothing but its content was taken away
 
 Key = tuple[str, str]
 
