@@ -13,8 +13,9 @@ from federation.server_keys import ALGORITHM, KnownKey
 from relay.db import Database, Query, Tx
 from relay.errors import BadJson
 from relay.part import Part
+from relay.protocol.canonical import from_base64
 from relay.protocol.event import Event, required_signers, signing_bytes
-from relay.protocol.signing import SigningKey, signature_of, verify_bytes
+from relay.protocol.signing import OldKey, SigningKey, signature_of, verify_bytes
 from relay.tables import Schema, Table
 
 MAX_SIGNATURES_PER_SERVER = 8
@@ -42,9 +43,12 @@ class KeptKeys(Part):
         ),
     )
 
-    def __init__(self, server_name: str, key: SigningKey, db: Database) -> None:
+    def __init__(self, server_name: str, key: SigningKey, db: Database, old_keys: Sequence[OldKey] = ()) -> None:
         self._server_name = server_name
-        self._key = key
+        self._own = {
+            (key.key_id, key.verify_key),
+            *((old.key_id, from_base64(old.verify_key_base64)) for old in old_keys),
+        }
         self._db = db
 
     def note(self, tx: Tx, server: str, keys: Mapping[str, KnownKey]) -> None:
@@ -100,8 +104,8 @@ class KeptKeys(Part):
         return None if lacks_key else True
 
     def _keys(self, query: Query, server: str, key_id: str) -> Iterable[bytes]:
-        if server == self._server_name and key_id == self._key.key_id:
-            yield self._key.verify_key
+        if server == self._server_name:
+            yield from (key for name, key in self._own if name == key_id)
         for table in ("server_keys", "former_server_keys"):
             for row in query.all(f"SELECT verify_key FROM {table} WHERE server = $1 AND key_id = $2", server, key_id):
                 yield bytes(row[0])

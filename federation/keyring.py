@@ -18,6 +18,7 @@ import orjson
 import structlog
 
 from federation.joined import Joined
+from federation.kept_keys import KeptKeys
 from federation.server_keys import ALGORITHM, BadKeys, KnownKey, own_answer, read
 from relay.clock import HOUR, MINUTE, SECOND, Clock
 from relay.db import Database, Query
@@ -114,6 +115,7 @@ class Keyring(Part):
         old_keys: Sequence[OldKey] = (),
         notaries: Sequence[str] = (),
         ask_notary: AskNotary | None = None,
+        kept: KeptKeys | None = None,
     ) -> None:
         """`notaries` are believed about the keys of servers that give none themselves."""
         self.server_name = server_name
@@ -125,6 +127,7 @@ class Keyring(Part):
         self._timeout = timeout
         self._notaries = notaries
         self._ask_notary = ask_notary
+        self._kept = kept
         # Dropped by `_keep`, the only write to these tables, and by size.
         self._servers: dict[str, _Server] = {}
         self._failures: dict[str, tuple[int, int]] = {}
@@ -309,6 +312,8 @@ class Keyring(Part):
     async def _keep(self, server: str, keys: dict[str, KnownKey], answer: dict[str, Any]) -> None:
         now = self._clock.now()
         with self._db.write() as tx:
+            if self._kept is not None:
+                self._kept.note(tx, server, keys)
             tx.many(
                 "INSERT INTO server_keys (server, key_id, verify_key, valid_until, expired) VALUES ($1, $2, $3, $4, $5) "
                 "ON CONFLICT (server, key_id) DO UPDATE SET verify_key = excluded.verify_key, "

@@ -13,6 +13,8 @@ from relay.part import Part
 from relay.rooms.rooms import Rooms
 from relay.tables import OWN
 
+Check = Callable[[], Awaitable[list[dict[str, str]]]]
+
 # From the loosest to the strictest.
 LEVELS = ("open", "standard", "strict")
 MAX_FINDINGS_SHOWN = 20
@@ -37,12 +39,15 @@ class NotSealed(Exception):
 
 
 class Inspection:
-    def __init__(self, db: Database, rooms: Rooms, parts: Sequence[Part], level: str) -> None:
-        """`level` is the seal's."""
+    def __init__(
+        self, db: Database, rooms: Rooms, parts: Sequence[Part], level: str, checks: Sequence[Check] = ()
+    ) -> None:
+        """`level` is the seal's; `checks` are what parts have to say in `relay check`."""
         self._db = db
         self._rooms = rooms
         self._parts = parts
         self._level = level
+        self._checks = checks
 
     def commands(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         return {"audit": self.audit, "check": self.check, "columns": self.columns, "seal": self.seal}
@@ -76,7 +81,8 @@ class Inspection:
     async def check(self) -> list[dict[str, Any]]:
         damage = await self._db.damage()
         if damage is None:
-            return [{"severity": "ok", "what": "The database is sound.", "todo": ""}]
+            said = [finding for check in self._checks for finding in await check()]
+            return [{"severity": "ok", "what": "The database is sound.", "todo": ""}, *said]
         return [
             {
                 "severity": "error",

@@ -26,6 +26,7 @@ from federation.discovery import Discovery
 from federation.inbound import Inbound
 from federation.invites import Invites
 from federation.joins import Joins
+from federation.kept_keys import KeptKeys
 from federation.keyring import Keyring
 from federation.media import ServesMedia
 from federation.notary import Notary
@@ -192,9 +193,10 @@ class Server:
         timeout = federation.request_timeout.seconds
         connections = Connections(name, key, discovery, outward, backoff, doors, timeout=timeout)
         own_keys = self._own_keys = OwnKeys(self.data_dir, settings, key, db, clock)
+        kept_keys = KeptKeys(name, key, db, own_keys.old)
         keyring = Keyring(
             name, key, db, clock, connections.server_keys, timeout=federation.key_timeout.seconds,
-            old_keys=own_keys.old, notaries=federation.key_notaries, ask_notary=connections.notary_keys,
+            old_keys=own_keys.old, notaries=federation.key_notaries, ask_notary=connections.notary_keys, kept=kept_keys,
         )  # fmt: skip
         remote = Client(connections, keyring)
 
@@ -325,7 +327,7 @@ class Server:
         asking, chains = Asking(rooms), Chains(db)
         invites = Invites(db, rooms, appender, intake, remote, seal, doors, key, local_user_exists=users.exists)
         self._parts += [
-            keyring, Notary(name, key, keyring, clock), outbox if federation.enabled else Part(), ServesMedia(media),
+            keyring, kept_keys, Notary(name, key, keyring, clock), outbox if federation.enabled else Part(), ServesMedia(media),
             Queries(name, VERSION, directory, profiles, device_keys, one_time_keys),
             Inbound(rooms, receiver, invites=invites, edus=edus), invites, Answers(name, db, clock, rooms, asking, chains),
             Joins(db, rooms, sender, members, receiver, remote, asking, chains, key),
@@ -333,7 +335,9 @@ class Server:
         ]  # fmt: skip
 
         # Reports, decisions, and the log of both.
-        moderation = moderation_assembled.assemble(db, clock, name)
+        moderation = moderation_assembled.assemble(
+            db, clock, users, rooms, viewing, kept_keys.verified_here, media.held
+        )
         self._parts += moderation.parts
 
         # What a browser shows.
@@ -350,7 +354,7 @@ class Server:
         self._restrictions = restrictions
         self._closing = [passwords.close, media.store.close, copies.store.close, keyring.close]
         self._closing_later = [outward.close, to_gateways.close, lookups.close]
-        self._inspection = Inspection(db, rooms, self._parts, settings.privacy.seal)
+        self._inspection = Inspection(db, rooms, self._parts, settings.privacy.seal, moderation.checks)
         self.commands: Mapping[str, Command] = {
             **account.commands(),
             **tokens.commands(),

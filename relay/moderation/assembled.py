@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from relay.accounts.users import Users
 from relay.clock import Clock
 from relay.db import Database
+from relay.moderation import proving as proving_parts
 from relay.moderation.audit_log import AuditLog
+from relay.moderation.disclosure import HeldMedia, VerifiedHere
 from relay.moderation.moderation_commands import ModerationCommands
+from relay.moderation.proving import Check, Proving
 from relay.part import Part
+from relay.rooms.rooms import Rooms
+from relay.rooms.viewing import Viewing
 
 Command = Callable[..., Awaitable[Any]]
 
@@ -20,11 +26,23 @@ class Moderation:
     """What the server takes of it."""
 
     audit_log: AuditLog
+    proving: Proving
     parts: list[Part] = field(default_factory=list)
     commands: Mapping[str, Command] = field(default_factory=dict)
+    # Findings for `relay check`.
+    checks: Sequence[Check] = ()
 
 
-def assemble(db: Database, clock: Clock, server_name: str) -> Moderation:
-    audit_log = AuditLog(db, clock, server_name)
-    commands = ModerationCommands(db, audit_log, server_name).commands()
-    return Moderation(audit_log, [audit_log], commands)
+def assemble(
+    db: Database,
+    clock: Clock,
+    users: Users,
+    rooms: Rooms,
+    viewing: Viewing,
+    verified_here: VerifiedHere,
+    held_media: HeldMedia,
+) -> Moderation:
+    audit_log = AuditLog(db, clock, users.server_name)
+    proving = proving_parts.assemble(db, clock, users, rooms, viewing, verified_here, held_media, audit_log)
+    commands = {**ModerationCommands(db, audit_log, users.server_name).commands(), **proving.commands}
+    return Moderation(audit_log, proving, [audit_log, *proving.parts], commands, proving.checks)

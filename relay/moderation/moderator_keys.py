@@ -207,11 +207,11 @@ class ModeratorKeys(Part):
     async def moderators(self) -> list[Moderator]:
         """Admins, and those whose key counts; closed accounts are none."""
         since = await self._enrolled()
-        found = []
-        for user in await self._users.all():
-            if not user.deactivated and (user.admin or user.user_id in since):
-                found.append(Moderator(user.user_id, user.admin, since.get(user.user_id)))
-        return found
+        return [
+            Moderator(user.user_id, user.admin, since.get(user.user_id))
+            for user in await self._users.all()
+            if not user.deactivated and (user.admin or user.user_id in since)
+        ]
 
     async def is_moderator(self, user_id: str) -> bool:
         user = await self._users.find(user_id)
