@@ -1,0 +1,114 @@
+"""The desk's page of measures: what is in force, what waits for a second person, and taking or lifting a measure.
+
+Each is asked about once more on a page of its own before it is done, so that nothing happens by one slip; with or
+without scripts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from relay.accounts.users import Users
+from relay.clock import DAY
+from relay.errors import InvalidParam
+from relay.moderation.actions import Actions
+from relay.moderation.acts import MEASURES, Act
+from relay.moderation.restrictions import KEPT_OUT, KINDS, LOCK, MEDIA_HASH, SUSPEND, Restriction, Restrictions
+from relay.pages import desk_words
+from relay.pages.forms import Form
+from relay.pages.frame import Frame
+from relay.pages.visits import Visit
+from relay.part import Part
+from relay.web import Answer, Request, Route
+
+PAGE = "/_relay/desk/measures"
+MAX_FORM_BYTES = 16 * 1024
+MAX_TARGET = 400
+MAX_SHOWN = 500
+
+
+class DeskMeasures(Part):
+    def __init__(self, frame: Frame, actions: Actions, restrictions: Restrictions, users: Users) -> None:
+        self._frame = frame
+        self._actions = actions
+        self._restrictions = restrictions
+        self._users = users
+
+    def routes(self) -> Iterable[Route]:
+        frame = self._frame
+        yield Route("GET", PAGE, frame.open_to("moderator", self._page), auth="none")
+        yield Route("GET", "/_relay/desk/person", frame.open_to("moderator", self._person), auth="none")
+        for name, function in (("take", self._take), ("confirm", self._confirm), ("cancel", self._cancel)):
+            take = frame.taking("moderator", function)
+            yield Route("POST", f"{PAGE}/{name}", take, auth="none", max_body=MAX_FORM_BYTES)
+
+    async def _page(self, request: Request, visit: Visit) -> Answer:
+        in_force = await self._in_force()
+        return await self._frame.page(
+            request, visit, "desk_measures.html", in_force=in_force[:MAX_SHOWN], left_out=len(in_force[MAX_SHOWN:]),
+            waiting=await self._actions.waiting(), words=desk_words, target=request.query.get("target", "")[:MAX_TARGET],
+            chosen=request.query.get("measure", ""),
+        )  # fmt: skip
+
+    async def _in_force(self) -> list[Restriction]:
+        found = [one for kind in KINDS for one in await self._restrictions.listed(kind)]
+        ending = {(one.kind, one.subject) for one in found}
+        # Those without an end have no row there.
+        for user in await self._users.restrained():
+            for kind, set_ in ((SUSPEND, user.suspended), (LOCK, user.locked)):
+                if set_ and (kind, user.user_id) not in ending:
+                    found.append(Restriction(kind, user.user_id, None, None, 0))
+        return sorted(found, key=lambda one: (KINDS.index(one.kind), one.subject))
+
+    async def _person(self, request: Request, visit: Visit) -> Answer:
+        user_id = self._users.full_id(request.query.get("user", "")[:MAX_TARGET])
+        user = await self._users.find(user_id)
+        in_force = [one for one in await self._in_force() if user_id in one.subject.split()]
+        return await self._frame.page(
+            request, visit, "desk_person.html", user_id=user_id, user=user, local=self._users.is_local(user_id),
+            strikes=await self._actions.strikes(user_id), in_force=in_force, words=desk_words,
+        )  # fmt: skip
+
+    async def _take(self, request: Request, visit: Visit, form: Form) -> Answer:
+        act = parse_act(form, visit.user_id)
+        if not form.ticked("sure"):
+            return await self._frame.page(
+                request, visit, "desk_sure.html", act=act, fields=_fields(form), words=desk_words, back=PAGE
+            )
+        outcome = await self._actions.take(act)
+        if outcome.waits is not None:
+            return self._frame.redirect(f"{PAGE}#waiting")
+        return self._frame.redirect(f"{PAGE}#in-force")
+
+    async def _confirm(self, request: Request, visit: Visit, form: Form) -> Answer:
+        await self._actions.confirm(form.required("act", 100, "the measure"), visit.user_id)
+        return self._frame.redirect(PAGE)
+
+    async def _cancel(self, request: Request, visit: Visit, form: Form) -> Answer:
+        await self._actions.cancel(form.required("act", 100, "the measure"), visit.user_id)
+        return self._frame.redirect(PAGE)
+
+
+def parse_act(form: Form, actor: str, *, case_id: str | None = None) -> Act:
+    """What a form asks for. Raises ApiError."""
+    measure = form.required("measure", 40, "what to do")
+    target = form.required("target", MAX_TARGET, "whom or what it is against")
+    lasts, reason, room_id = form.text("lasts", 10), form.required("reason", 40, "the reason"), form.text("room", MAX_TARGET)
+    kind = form.text("kind", 20)
+    if measure not in MEASURES or reason not in desk_words.REASONS:
+        raise InvalidParam("The desk does not know this measure or this reason. Load the page again.")
+    if lasts and lasts not in desk_words.LASTS_DAYS:
+        raise InvalidParam("The desk does not know this length of time. Load the page again.")
+    if kind == KEPT_OUT:
+        room_id, _, target = target.partition(" ")
+    elif kind == MEDIA_HASH:
+        target = f"sha256:{target}"
+    return Act(
+        measure, target, actor, reason, room_id=room_id or None, case_id=case_id, undo=form.ticked("undo"),
+        lasts_ms=desk_words.LASTS_DAYS[lasts] * DAY if lasts else None,
+    )  # fmt: skip
+
+
+def _fields(form: Form) -> list[tuple[str, str]]:
+    names = ("measure", "target", "lasts", "reason", "room", "kind", "undo")
+    return [(name, form.text(name, MAX_TARGET)) for name in names if form.ticked(name)]

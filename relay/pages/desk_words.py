@@ -1,0 +1,95 @@
+"""The words of the desk: what measures, reasons, categories and states are called, and what a measure does in one sentence."""
+
+from __future__ import annotations
+
+CATEGORIES = {
+    "minor": "May show or involve a minor",
+    "ncii": "Intimate images without consent",
+    "threat": "Threat",
+    "harassment": "Harassment",
+    "fraud": "Fraud",
+    "spam": "Spam",
+    "other": "Other",
+}
+
+# (what it is called, what it does, what it is against)
+MEASURES = {
+    "warn": ("Warn", "They get a notice, and a strike that counts for 180 days.", "a user ID"),
+    "suspend": ("Suspend", "They can read, leave rooms and take back their messages, and nothing else.", "a user ID"),
+    "lock": ("Lock", "The account can't be used at all until it is unlocked.", "a user ID"),
+    "shadow": ("Mute silently", "What they send goes nowhere, for a day at most. They still get a notice with the reasons.", "a user ID"),
+    "kick": ("Remove from a room", "They may come back if the room lets them.", "a user ID"),
+    "ban": ("Ban from a room", "They are out of one room and stay out.", "a user ID"),
+    "redact": ("Take back one message", "Its content goes for everybody whose server follows the rules.", "an event ID"),
+    "redact_all": ("Take back all messages", "All their messages in rooms that you can moderate. Can't be undone.", "a user ID"),
+    "quarantine": ("Quarantine a file", "Nobody gets it any more; it is kept sealed for appeals.", "mxc://server/ID or sha256:HEX"),
+    "block_room": ("Block a room", "Nobody here can join it or be invited to it.", "a room ID"),
+    "shut_room": ("Shut a room", "Everybody here is taken out of it and it is blocked. Can't be undone.", "a room ID"),
+    "block_server": ("Block a server", "No traffic with it, in either direction.", "a server name, or a pattern such as *.example.org"),
+    "allow_server": ("Allow a server", "It passes an allow list, whatever the config says.", "a server name"),
+    "deactivate": ("Close the account", "For good: it can't be opened again.", "a user ID"),
+}  # fmt: skip
+FOR_PEOPLE = ("warn", "suspend", "lock", "shadow", "kick", "ban", "redact_all", "deactivate")
+IN_A_ROOM = ("kick", "ban", "redact")
+FINAL = ("redact_all", "shut_room", "deactivate")
+
+REASONS = {
+    "harassment": "Harassment",
+    "threat": "Threats",
+    "ncii": "Intimate images without consent",
+    "minor": "Protection of minors",
+    "spam": "Spam",
+    "fraud": "Fraud",
+    "house_rules": "Against the rules of this relay",
+    "law": "Against the law",
+    "abuse_of_reports": "Abuse of reports",
+    "protection": "To protect people while this is looked into",
+}
+
+LASTS = {"": "until it is lifted", "1d": "for a day", "7d": "for a week", "30d": "for 30 days", "180d": "for 180 days"}
+LASTS_DAYS = {"1d": 1, "7d": 7, "30d": 30, "180d": 180}
+
+RESTRICTIONS = {
+    "suspend": "Suspended",
+    "lock": "Locked",
+    "shadow": "Silently muted",
+    "kept_out": "Banned from a room",
+    "server_block": "Blocked server",
+    "server_allow": "Allowed server",
+    "room_block": "Blocked room",
+    "media": "Quarantined file",
+    "media_hash": "Quarantined file, by its hash",
+}
+# By which measure each is taken back.
+UNDONE_BY = {
+    "suspend": "suspend", "lock": "lock", "shadow": "shadow", "kept_out": "ban", "server_block": "block_server",
+    "server_allow": "allow_server", "room_block": "block_room", "media": "quarantine", "media_hash": "quarantine",
+}  # fmt: skip
+
+SUBJECTS = {"event": "A message", "room": "A room", "user": "A person", "media": "A file", "notice": "Notice from outside", "other": "Something else"}
+STATES = {
+    "new": "new", "triaged": "looked at", "in_review": "in work", "awaiting_disclosure": "waits for proof",
+    "escalated_legal": "with the lawyers", "duplicate": "duplicate", "decided": "decided", "appealed": "appealed",
+    "re_review": "appeal in work", "closed": "closed",
+}  # fmt: skip
+PROOFS = {
+    "verified": "verified", "verified_remote": "verified, by their server", "invalid": "does not fit",
+    "needs_human": "needs a person", "undisclosed": "none yet", "": "none yet",
+}  # fmt: skip
+PROOF_TONES = {"verified": "good", "verified_remote": "good", "invalid": "bad", "needs_human": "warn"}
+PROOFS_EXPLAINED = {
+    "verified": "Sent by this person, exactly so. Whoever reports can't have forged it.",
+    "verified_remote": "Sent by this person, on the word of the sender's own server.",
+    "invalid": "The proof does not fit. That alone is no proof of a lie: it may be the wrong file.",
+    "needs_human": "Something is odd: a broken app, or a trick. Look before you believe either side.",
+    "undisclosed": "The relay can't read the message, and nobody has opened it yet.",
+}
+
+
+def action(word: str) -> str:
+    """A word of the audit log, as a person reads it."""
+    stem, dot, measure = word.partition(".")
+    if dot and measure in MEASURES and stem in ("undo", "asked", "confirmed", "cancelled"):
+        what = MEASURES[measure][0].lower()
+        return {"undo": "Took back: {}", "asked": "Asked for: {}", "confirmed": "Confirmed: {}", "cancelled": "Cancelled: {}"}[stem].format(what)
+    return MEASURES[word][0] if word in MEASURES else word.replace(".", " ").replace("_", " ").capitalize()
