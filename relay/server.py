@@ -342,7 +342,7 @@ class Server:
 
         # What a browser shows.
         pages = pages_assembled.assemble(
-            db, clock, limits, users, account, doors, contact_gate, contact_links, settings.public_base_url
+            db, clock, limits, users, account, doors, contact_gate, contact_links, moderation, settings.public_base_url
         )
         self._parts += pages.parts
 
@@ -350,7 +350,7 @@ class Server:
         self.web = Web(routes, sessions, xmatrix if federation.enabled else None, limits)
         self._listeners = Listeners(self.web, self.data_dir, clock)
         self._parts.append(_Looping(self._listeners.renew_certificates))
-        self.db, self.bell, self.rooms, self.outbox = db, bell, rooms, outbox
+        self.db, self.bell, self.rooms, self.outbox, self.moderation = db, bell, rooms, outbox, moderation
         self._restrictions = restrictions
         self._closing = [passwords.close, media.store.close, copies.store.close, keyring.close]
         self._closing_later = [outward.close, to_gateways.close, lookups.close]

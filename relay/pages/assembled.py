@@ -10,7 +10,9 @@ from relay.clock import Clock
 from relay.db import Database
 from relay.doors import Doors
 from relay.limits import Limits
+from relay.moderation.assembled import Moderation
 from relay.pages.contact import ContactPages
+from relay.pages.desk_log import DeskLog
 from relay.pages.frame import Entry, Frame
 from relay.pages.signing_in import SigningIn
 from relay.pages.visits import Visits
@@ -35,6 +37,7 @@ def assemble(
     doors: Doors,
     gate: ContactGate,
     links: ContactLinks,
+    moderation: Moderation,
     public_base_url: str | None,
 ) -> Pages:
     visits = Visits(db, clock)
@@ -47,4 +50,8 @@ def assemble(
         Entry("/_relay/contact", "Contact", "Who may invite you, invites that wait, and your contact links.")
     )
     contact = ContactPages(frame, gate, links)
-    return Pages(frame, visits, (visits, signing_in, contact))
+    frame.menu.append(
+        Entry("/_relay/desk", "Desk", "Reports, decisions and measures of the moderators.", for_moderators=True)
+    )
+    desk = (DeskLog(frame, moderation.audit_log),)
+    return Pages(frame, visits, (visits, signing_in, contact, *desk))

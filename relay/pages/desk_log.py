@@ -38,7 +38,7 @@ class DeskLog(Part):
         before = request.query_int("before", 0) or None
         rows = await self._audit_log.page(before=before, limit=ROWS)
         return await self._frame.page(
-            request, visit, "desk_log.html", rows=rows, words=desk_words,
+            request, visit, "desk_log.html", rows=rows, newest=rows[0] if rows and before is None else None, words=desk_words,
             further=rows[-1].seq if len(rows) == ROWS and rows[-1].seq > 1 else None,
             restored=await self._audit_log.restored(), checkpoint=await self._audit_log.last_checkpoint(),
         )  # fmt: skip

@@ -93,7 +93,11 @@ def parse_act(form: Form, actor: str, *, case_id: str | None = None) -> Act:
     """What a form asks for. Raises ApiError."""
     measure = form.required("measure", 40, "what to do")
     target = form.required("target", MAX_TARGET, "whom or what it is against")
-    lasts, reason, room_id = form.text("lasts", 10), form.required("reason", 40, "the reason"), form.text("room", MAX_TARGET)
+    lasts, reason, room_id = (
+        form.text("lasts", 10),
+        form.required("reason", 40, "the reason"),
+        form.text("room", MAX_TARGET),
+    )
     kind = form.text("kind", 20)
     if measure not in MEASURES or reason not in desk_words.REASONS:
         raise InvalidParam("The desk does not know this measure or this reason. Load the page again.")

@@ -66,7 +66,14 @@ UNDONE_BY = {
     "server_allow": "allow_server", "room_block": "block_room", "media": "quarantine", "media_hash": "quarantine",
 }  # fmt: skip
 
-SUBJECTS = {"event": "A message", "room": "A room", "user": "A person", "media": "A file", "notice": "Notice from outside", "other": "Something else"}
+SUBJECTS = {
+    "event": "A message",
+    "room": "A room",
+    "user": "A person",
+    "media": "A file",
+    "notice": "Notice from outside",
+    "other": "Something else",
+}
 STATES = {
     "new": "new", "triaged": "looked at", "in_review": "in work", "awaiting_disclosure": "waits for proof",
     "escalated_legal": "with the lawyers", "duplicate": "duplicate", "decided": "decided", "appealed": "appealed",
@@ -91,5 +98,10 @@ def action(word: str) -> str:
     stem, dot, measure = word.partition(".")
     if dot and measure in MEASURES and stem in ("undo", "asked", "confirmed", "cancelled"):
         what = MEASURES[measure][0].lower()
-        return {"undo": "Took back: {}", "asked": "Asked for: {}", "confirmed": "Confirmed: {}", "cancelled": "Cancelled: {}"}[stem].format(what)
+        return {
+            "undo": "Took back: {}",
+            "asked": "Asked for: {}",
+            "confirmed": "Confirmed: {}",
+            "cancelled": "Cancelled: {}",
+        }[stem].format(what)
     return MEASURES[word][0] if word in MEASURES else word.replace(".", " ").replace("_", " ").capitalize()
