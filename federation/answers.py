@@ -8,13 +8,13 @@ directories (`queries.py`). Spec: server-server-api/#backfilling-and-retrieving-
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
 import orjson
 
-from federation.asking import Asking, shown, users_of
+from federation.asking import Asking, require_whole, shown, users_of
 from federation.chains import Chains, Gathered
 from relay.clock import Clock
 from relay.db import Database, Query
@@ -142,6 +142,7 @@ class Answers(Part):
         if not event_id:
             raise MissingParam("The parameter event_id is missing: the event before which to look at the state.")
         room = await self._asking.resident_until(request.origin, request.params["roomId"], [event_id])
+        require_whole(room)
         one = await self._of_room(room, event_id)
         return room.version, await state_before(self._db, self._rooms, room, one)
 
@@ -152,8 +153,11 @@ class Answers(Part):
         return one
 
 
-async def state_before(db: Database, rooms: Rooms, room: Room, one: Stored) -> list[str]:
-    """The event IDs of a room's state right before one of its events. Raises NotFound where that is not known."""
+async def state_before(
+    db: Database, rooms: Rooms, room: Room, one: Stored, *, members: Container[str] | None = None
+) -> list[str]:
+    """The event IDs of a room's state right before one of its events; of its member events only those of `members`, where
+    that is given. Raises NotFound where the state is not known."""
     if one.state_nid is None:
         raise NotFound("This server knows the event, but not the room's state at that point. Ask another server.")
     event = one.event
@@ -161,18 +165,24 @@ async def state_before(db: Database, rooms: Rooms, room: Room, one: Stored) -> l
         entries = dict(room.entries)
     else:
         entries = dict(await rooms.states.get(one.state_nid))
-    if event.key is None or one.rejected or entries.get(event.key, ("",))[0] != one.id:
-        return [event_id for event_id, _ in entries.values()]
-    before = one.replaces
-    if before is None and (one.pos is None or one.marks & HISTORY):
-        # Whether it replaced something is not on record; what it builds on tells.
-        found = await db.read(store.by_ids, event.prev_events, room.version)
-        nids = [each.state_nid for each in found.values() if each.state_nid is not None]
-        if nids and len(nids) == len(set(event.prev_events)):
-            merged = await rooms.states.resolved(room.version, nids)
-            return [event_id for event_id, _ in merged.values()]
-    del entries[event.key]
-    return [event_id for event_id, _ in entries.values()] + ([before] if before is not None else [])
+    before = None
+    if event.key is not None and not one.rejected and entries.get(event.key, ("",))[0] == one.id:
+        before = one.replaces
+        del entries[event.key]
+        if before is None and (one.pos is None or one.marks & HISTORY):
+            # Whether it replaced something is not on record; what it builds on tells.
+            found = await db.read(store.by_ids, event.prev_events, room.version)
+            nids = [each.state_nid for each in found.values() if each.state_nid is not None]
+            if nids and len(nids) == len(set(event.prev_events)):
+                entries = dict(await rooms.states.resolved(room.version, nids))
+    told = [
+        event_id
+        for key, (event_id, _) in entries.items()
+        if members is None or key[0] != "m.room.member" or key[1] in members
+    ]
+    if before is not None and (members is None or event.key is None or event.key[1] in members):
+        told.append(before)
+    return told
 
 
 def _history(query: Query, room: Room, start: Sequence[str], limit: int) -> list[Stored]:

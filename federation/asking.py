@@ -44,6 +44,12 @@ class Asking:
             raise Forbidden("The room's access list (m.room.server_acl) does not admit your server.")
         return room
 
+    async def whole(self, origin: str, room_id: str) -> Room:
+        """The same, where all members are known to us."""
+        room = await self.admitted(origin, room_id)
+        require_whole(room)
+        return room
+
     async def resident(self, origin: str, room_id: str) -> Room:
         """The same, for a server that is in the room."""
         room = await self.admitted(origin, room_id)
@@ -70,6 +76,12 @@ class Asking:
             held.append(one.replaces)
         found = await room.events(held[:MAX_USERS])
         return any(e.membership == "join" and server_of(e.state_key or "") == origin for e in found.values())
+
+
+def require_whole(room: Room) -> None:
+    """Raises NotFound where we have joined a room in part: whoever needs its state has to ask a server that knows it."""
+    if room.partial is not None:
+        raise NotFound("This server is still fetching the members of this room. Ask another server that is in it.")
 
 
 def users_of(room: Room, server: str) -> list[str]:

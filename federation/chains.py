@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import TypeVar
 
 import orjson
@@ -46,8 +46,8 @@ class Gathered:
     def of_state(self) -> list[orjson.Fragment]:
         return [orjson.Fragment(self.json[event_id]) for event_id in self.state]
 
-    def of_chain(self) -> list[orjson.Fragment]:
-        return [orjson.Fragment(self.json[event_id]) for event_id in self.chain]
+    def of_chain(self, besides: Container[str] = ()) -> list[orjson.Fragment]:
+        return [orjson.Fragment(self.json[event_id]) for event_id in self.chain if event_id not in besides]
 
 
 class Chains:

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import msgspec
+
 from federation import media
 from federation.connections import Connections, path
 from federation.keyring import Keyring
-from relay.errors import RemoteError
+from relay.errors import BadJson, RemoteError
 from relay.ids import is_event_id, is_room_id, is_server_name
 from relay.protocol.event import Event
 from relay.protocol.versions import VERSIONS
-from relay.remote import JoinAnswer, Pdu, RemoteMedia, Template
+from relay.remote import JoinAnswer, Pdu, RawPdu, RemoteMedia, Template
+from relay.web import require_shallow
 
 V1 = "/_matrix/federation/v1"
 V2 = "/_matrix/federation/v2"
@@ -25,6 +28,19 @@ V2 = "/_matrix/federation/v2"
 MAX_STATE_BYTES = 64 * 2**20
 STATE_TIMEOUT_FACTOR = 4
 MAX_SERVERS = 5_000
+
+
+class _JoinAnswer(msgspec.Struct):
+    state: list[msgspec.Raw]
+    auth_chain: list[msgspec.Raw]
+    event: dict[str, Any] | None = None
+    members_omitted: bool = False
+    servers_in_room: list[Any] | None = None
+
+
+class _StateAnswer(msgspec.Struct):
+    pdus: list[msgspec.Raw]
+    auth_chain: list[msgspec.Raw]
 
 
 class Client:
@@ -48,25 +64,32 @@ class Client:
             )
         return Template(version, _object(server, answer, "event"))
 
-    async def send_join(self, server: str, event: Event) -> JoinAnswer:
-        answer = await self._connections.send(
+    async def send_join(self, server: str, event: Event, *, omit_members: bool = False) -> JoinAnswer:
+        answer = await self._connections.fragments(
+            _JoinAnswer,
             server,
             "PUT",
-            path(f"{V2}/send_join", event.room_id, event.id, query=(("omit_members", "false"),)),
+            path(f"{V2}/send_join", event.room_id, event.id, query=(("omit_members", _flag(omit_members)),)),
             event.raw,
             forced=True,
             most_bytes=MAX_STATE_BYTES,
             timeout=self._state_timeout,
         )
-        if answer.get("members_omitted") is True:
+        if answer.members_omitted and not omit_members:
             raise RemoteError(server, 200, "it left out members of the room, although it was asked not to")
-        given = answer.get("event")
-        servers = answer.get("servers_in_room")
+        try:
+            require_shallow(answer.event)
+        except BadJson as error:
+            raise RemoteError(server, 200, "the event in its answer is nested too deep") from error
+        servers = _names(answer.servers_in_room or [])
+        if answer.members_omitted and not servers:
+            raise RemoteError(server, 200, "it left out members of the room, and does not say which servers are in it")
         return JoinAnswer(
-            _pdus(server, answer, "state"),
-            _pdus(server, answer, "auth_chain"),
-            given if isinstance(given, dict) else None,
-            _names(servers) if isinstance(servers, list) else [],
+            _raw_pdus(server, answer.state),
+            _raw_pdus(server, answer.auth_chain),
+            answer.event,
+            servers,
+            answer.members_omitted,
         )
 
     async def send_leave(self, server: str, event: Event) -> None:
@@ -103,10 +126,12 @@ class Client:
         answer = await self._connections.get(server, target, timeout=self._state_timeout)
         return _event_ids(server, answer, "pdu_ids"), _event_ids(server, answer, "auth_chain_ids")
 
-    async def state(self, server: str, room_id: str, event_id: str) -> tuple[list[Pdu], list[Pdu]]:
+    async def state(self, server: str, room_id: str, event_id: str) -> tuple[list[RawPdu], list[RawPdu]]:
         target = path(f"{V1}/state", room_id, query=(("event_id", event_id),))
-        answer = await self._connections.get(server, target, most_bytes=MAX_STATE_BYTES, timeout=self._state_timeout)
-        return _pdus(server, answer, "pdus"), _pdus(server, answer, "auth_chain")
+        answer = await self._connections.fragments(
+            _StateAnswer, server, "GET", target, None, most_bytes=MAX_STATE_BYTES, timeout=self._state_timeout
+        )
+        return _raw_pdus(server, answer.pdus), _raw_pdus(server, answer.auth_chain)
 
     async def event(self, server: str, event_id: str) -> Pdu:
         pdus = _pdus(server, await self._connections.get(server, path(f"{V1}/event", event_id)), "pdus")
@@ -139,7 +164,7 @@ class Client:
         return answer
 
     async def hierarchy(self, server: str, room_id: str, suggested_only: bool) -> dict[str, Any]:
-        query = (("suggested_only", "true" if suggested_only else "false"),)
+        query = (("suggested_only", _flag(suggested_only)),)
         answer = await self._connections.get(server, path(f"{V1}/hierarchy", room_id, query=query))
         _object(server, answer, "room")
         _pdus(server, answer, "children", optional=True)
@@ -198,6 +223,10 @@ class Client:
         return await self._keyring.verified_json(server, value)
 
 
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
 def _object(server: str, answer: dict[str, Any], name: str, *, optional: bool = False) -> dict[str, Any]:
     value = answer.get(name, {} if optional else None)
     if not isinstance(value, dict):
@@ -210,6 +239,13 @@ def _pdus(server: str, answer: dict[str, Any], name: str, *, optional: bool = Fa
     if not isinstance(value, list) or not all(type(item) is dict for item in value):
         raise RemoteError(server, 200, f"{name} in its answer is not a list of objects")
     return value
+
+
+def _raw_pdus(server: str, given: Sequence[msgspec.Raw]) -> list[RawPdu]:
+    found: list[RawPdu] = [memoryview(raw) for raw in given]
+    if not all(raw[:1] == b"{" for raw in found):
+        raise RemoteError(server, 200, "something in its answer's lists is not an object")
+    return found
 
 
 def _event_ids(server: str, answer: dict[str, Any], name: str) -> list[str]:

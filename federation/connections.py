@@ -5,12 +5,14 @@ Not about what is asked (`client.py`, `outbox.py`). Spec: server-server-api/#api
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import aiohttp
+import msgspec
 import orjson
 from yarl import URL
 
@@ -24,6 +26,8 @@ from relay.errors import BadJson, RemoteError
 from relay.protocol.canonical import encode
 from relay.protocol.signing import SigningKey
 from relay.web import require_shallow
+
+A = TypeVar("A", bound=msgspec.Struct)
 
 MAX_ANSWER_BYTES = 16 * 2**20
 MAX_ERROR_BYTES = 64 * 1024
@@ -200,18 +204,29 @@ class Connections:
             body,
         )
 
-    async def _json(self, server: str, answer: aiohttp.ClientResponse, most_bytes: int) -> dict[str, Any]:
+    async def fragments(
+        self,
+        kind: type[A],
+        server: str,
+        method: str,
+        target: str,
+        content: bytes | None,
+        *,
+        forced: bool = False,
+        most_bytes: int,
+        timeout: float,
+    ) -> A:
+        """A large answer, of which the parts stay bytes until each is looked at: parsed at once, a room's state would take
+        ten times the memory."""
+        answer = await self.open(server, method, target, body=content, forced=forced, timeout=timeout)
+        body = await self._body(server, answer, most_bytes)
         try:
-            if answer.content_type != "application/json":
-                raise RemoteError(server, answer.status, "its answer is not JSON")
-            body = await read_at_most(answer, most_bytes)
-        except AnswerTooLarge:
-            answer.close()
-            raise RemoteError(server, answer.status, f"its answer is larger than {most_bytes} bytes") from None
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise RemoteError(server, 0, "its answer broke off") from error
-        finally:
-            answer.release()
+            return await asyncio.to_thread(msgspec.json.decode, body, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise RemoteError(server, answer.status, "its answer is not of the form that was asked for") from error
+
+    async def _json(self, server: str, answer: aiohttp.ClientResponse, most_bytes: int) -> dict[str, Any]:
+        body = await self._body(server, answer, most_bytes)
         try:
             value = orjson.loads(body)
             require_shallow(value)
@@ -220,6 +235,19 @@ class Connections:
         if not isinstance(value, dict):
             raise RemoteError(server, answer.status, "its answer is not a JSON object")
         return value
+
+    async def _body(self, server: str, answer: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+        try:
+            if answer.content_type != "application/json":
+                raise RemoteError(server, answer.status, "its answer is not JSON")
+            return await read_at_most(answer, most_bytes)
+        except AnswerTooLarge:
+            answer.close()
+            raise RemoteError(server, answer.status, f"its answer is larger than {most_bytes} bytes") from None
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise RemoteError(server, 0, "its answer broke off") from error
+        finally:
+            answer.release()
 
 
 def _retry_after(answer: aiohttp.ClientResponse) -> int:

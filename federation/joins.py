@@ -7,6 +7,7 @@ Spec: server-server-api/#joining-rooms, #restricted-rooms, #leaving-rooms-reject
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 from typing import Any, Literal, Protocol
 
@@ -36,6 +37,8 @@ V1 = "/_matrix/federation/v1"
 V2 = "/_matrix/federation/v2"
 
 MAX_ALLOW_CONDITIONS = 50
+# /sync names five, of whom the joining person may be one.
+HEROES = 6
 
 Kind = Literal["join", "leave", "knock"]
 
@@ -115,7 +118,7 @@ class Joins(Part):
             raise InvalidParam("That is not a user ID. It looks like @name:server.")
         if server_of(user_id) != request.origin:
             raise Forbidden("A server can only ask for its own users.")
-        return await self._asking.admitted(request.origin, request.params["roomId"]), user_id
+        return await self._asking.whole(request.origin, request.params["roomId"]), user_id
 
     async def _template(self, room: Room, user_id: str, content: dict[str, Any]) -> dict[str, Any]:
         """Raises NotAllowed where the rules would refuse the event."""
@@ -165,7 +168,7 @@ class Joins(Part):
             if not isinstance(condition, dict) or condition.get("type") != "m.room_membership":
                 continue
             other = await self._rooms.get(str(condition.get("room_id")))
-            if other is None or not other.local_joined:
+            if other is None or not other.local_joined or other.partial is not None:
                 return False
         return True
 
@@ -176,17 +179,21 @@ class Joins(Part):
         if event.version.restricted and "join_authorised_via_users_server" in event.content:
             event = await self._vouched(room, event)
         one = await self._record(room, event, request.origin)
-        answer: dict[str, Any] = {"event": orjson.Fragment(one.event.raw), "members_omitted": False}
-        if request.query_bool("omit_members"):
+        omit = request.query_bool("omit_members")
+        answer: dict[str, Any] = {"event": orjson.Fragment(one.event.raw), "members_omitted": omit}
+        if omit:
             before = room.servers
             if not any(user != event.sender and server_of(user) == event.server for user in _joined(room)):
                 before.discard(event.server)
             answer["servers_in_room"] = sorted(before)
+        state_ids = await state_before(
+            self._db, self._rooms, room, one, members=None if not omit else await _faces(room)
+        )
 
         def make(found: Gathered) -> bytes:
-            return orjson.dumps({**answer, "state": found.of_state(), "auth_chain": found.of_chain()})
+            told = set(found.state) if omit else set()
+            return orjson.dumps({**answer, "state": found.of_state(), "auth_chain": found.of_chain(told)})
 
-        state_ids = await state_before(self._db, self._rooms, room, one)
         return await self._chains.answer(room.version, state_ids, make, also=(one.id,))
 
     async def _send_leave(self, request: Request) -> dict[str, Any]:
@@ -203,7 +210,7 @@ class Joins(Part):
 
     async def _given(self, request: Request, kind: Kind) -> tuple[Room, Event]:
         """The event of the request, if it is one that the standard lets a server send here."""
-        room = await self._asking.admitted(request.origin, request.params["roomId"])
+        room = await self._asking.whole(request.origin, request.params["roomId"])
         try:
             event = events.parse(request.json(), room.version)
         except BadEvent as bad:
@@ -249,6 +256,16 @@ class Joins(Part):
         if one is None or one.room_nid != room.nid:
             raise NotFound("This event is not known here.")
         return one
+
+
+async def _faces(room: Room) -> frozenset[str]:
+    """Whose member events are given although the others are left out: those whose names stand for a room without one.
+    Spec: the parameter `omit_members` of send_join."""
+    if await room.text("m.room.name", "name") or await room.text("m.room.canonical_alias", "alias"):
+        return frozenset()
+    present = heapq.nsmallest(HEROES, (user for user, held in room.members.items() if held in ("join", "invite")))
+    # The one who joins is no hero of her own room, so one more is named; where nobody is there, those who were.
+    return frozenset(present or heapq.nsmallest(HEROES, room.members))
 
 
 def _joined(room: Room) -> Iterable[str]:

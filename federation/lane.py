@@ -106,6 +106,13 @@ class Lane:
             del self.passing[next(iter(self.passing))]
         self.passing[key] = _edu(edu_type, encode(content))
 
+    def begin_again(self, after: int) -> None:
+        """The log is read from further back, also what is queued or in flight; peers know by the ID what they had."""
+        after = min(after, self.position if self.position is not None else after)
+        self.events.clear()
+        self.drop_flight()
+        self.behind, self.floor = after, 0
+
     def rest(self) -> None:
         """The server has been down for long: keep nothing of this in memory."""
         if self.events:

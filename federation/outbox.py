@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from federation.backoff import Backoff, Trouble
-from federation.catch_up import EventLog, Logged, destinations, in_room, leaves_here, missed
+from federation.catch_up import EventLog, KnownRoom, Logged, destinations, in_room, leaves_here, missed
 from federation.connections import Connections, path
 from federation.lane import MAX_EDUS, Departing, Lane, Waiting
 from relay.bell import Bell
@@ -135,6 +135,14 @@ class Outbox(Part):
     def heard_from(self, server: str) -> None:
         """It sent us a signed request: what waits for it is worth an attempt."""
         self._backoff.heard(server)
+
+    async def came_to_light(self, room: KnownRoom, servers: set[str], since: int) -> None:
+        """Servers in a room of which we learn only now: what left here since then was for them too."""
+        for server in servers:
+            if is_server_name(server) and server != self._server_name:
+                lane = self._lane(server)
+                lane.begin_again(since)
+                self._wake(lane)
 
     # --- following the log
 

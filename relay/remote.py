@@ -14,6 +14,8 @@ from relay.protocol.event import Event
 from relay.protocol.versions import RoomVersion
 
 Pdu = dict[str, Any]
+# One that stands in a large answer: its bytes, which are parsed when it is looked at.
+RawPdu = bytes | memoryview
 
 
 @dataclass(slots=True)
@@ -24,10 +26,13 @@ class Template:
 
 @dataclass(slots=True)
 class JoinAnswer:
-    state: list[Pdu]
-    auth_chain: list[Pdu]
+    """`servers` are those in the room; they are named where `members_omitted`: then the members have to be fetched later."""
+
+    state: Sequence[RawPdu]
+    auth_chain: Sequence[RawPdu]
     event: Pdu | None
     servers: list[str] = field(default_factory=list)
+    members_omitted: bool = False
 
 
 @dataclass(slots=True)
@@ -42,7 +47,7 @@ class Remote(Protocol):
     async def make(
         self, kind: Literal["join", "leave", "knock"], server: str, room_id: str, user_id: str
     ) -> Template: ...
-    async def send_join(self, server: str, event: Event) -> JoinAnswer: ...
+    async def send_join(self, server: str, event: Event, *, omit_members: bool = False) -> JoinAnswer: ...
     async def send_leave(self, server: str, event: Event) -> None: ...
     async def send_knock(self, server: str, event: Event) -> list[dict[str, Any]]:
         """The room's stripped state."""
@@ -59,7 +64,10 @@ class Remote(Protocol):
         """(state before the event, its auth chain), as event IDs."""
         ...
 
-    async def state(self, server: str, room_id: str, event_id: str) -> tuple[list[Pdu], list[Pdu]]: ...
+    async def state(self, server: str, room_id: str, event_id: str) -> tuple[Sequence[RawPdu], Sequence[RawPdu]]:
+        """(state before the event, its auth chain)."""
+        ...
+
     async def event(self, server: str, event_id: str) -> Pdu: ...
     async def event_auth(self, server: str, room_id: str, event_id: str) -> list[Pdu]: ...
     async def backfill(self, server: str, room_id: str, event_ids: Sequence[str], limit: int) -> list[Pdu]: ...

@@ -100,6 +100,7 @@ from relay.push.unread import Unread
 from relay.reloading import Reloading
 from relay.rooms.afar import Afar
 from relay.rooms.append import Appender
+from relay.rooms.completion import PartialJoins
 from relay.rooms.create import Creator
 from relay.rooms.dates import Dates
 from relay.rooms.delayed import CAPABILITIES as DELAYED_CAPABILITIES
@@ -224,6 +225,8 @@ class Server:
         receiver.look_at, sender.policy_signed = policies.look_at, policies.signed
         creator = Creator(db, rooms, appender, sender, seal, doors, profiles, key, settings.rooms.default_version)
         afar = Afar(db, rooms, appender, intake, remote, key)
+        partial_joins = PartialJoins(db, clock, rooms, appender, intake, remote)
+        afar.on_partial = partial_joins.begin
         members = Members(
             db, rooms, appender, sender, seal, doors, profiles, afar, receiver,
             clear_rooms=settings.privacy.clear_rooms, local_user_exists=users.exists,
@@ -298,7 +301,7 @@ class Server:
                 transports=transports(settings.calls.livekit_service_urls), capabilities=DELAYED_CAPABILITIES,
             ), Absent(), Calls(settings.turn, settings.calls, clock), openid, moderated, restrictions, delayed, dehydrated,
             departures, users, sessions, tokens, devices, login, register, account,
-            rooms_part, timeline, Relations(db, viewing), directory, write_routes, later, grace,
+            rooms_part, partial_joins, timeline, Relations(db, viewing), directory, write_routes, later, grace,
             summaries, Spaces(summaries, clock), dates, upgrades, MutualRooms(rooms), Following(db, rooms, account_data, push_rules),
             profiles, account_data, contact_gate, contact_links, Tags(db, account_data), filters, UserSearch(db, users, rooms, profiles),
             published, device_lists, remote_lists, signatures, to_device, one_time_keys, cross_signing, device_keys, backup,
@@ -321,6 +324,7 @@ class Server:
 
         # Other servers, as far as they ask us.
         outbox = Outbox(name, db, bell, clock, rooms, departures, connections, backoff)
+        partial_joins.on_completed += [outbox.came_to_light, device_lists.came_to_light]
         departures.deliver_passing_to(outbox.passing)
         edus = {edu_type: taker for part in self._parts for edu_type, taker in part.edus().items()}
         xmatrix = XMatrix(name, keyring, doors, outbox.heard_from, later.heard_from)

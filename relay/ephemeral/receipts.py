@@ -244,7 +244,7 @@ class Receipts(Part):
                 continue
             found = []
             for user_id, said in people.items():
-                if server_of(user_id) != origin or room.members.get(user_id) != "join":
+                if server_of(user_id) != origin or not room.may_be_joined(user_id):
                     continue
                 left -= 1
                 if left < 0:

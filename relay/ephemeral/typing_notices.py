@@ -78,7 +78,7 @@ class TypingNotices(Part):
         if not isinstance(room_id, str) or not isinstance(user_id, str) or not isinstance(typing, bool):
             raise BadJson("An m.typing has a room_id, a user_id and typing.")
         room = await self._rooms.get(room_id)
-        if room is None or server_of(user_id) != origin or room.members.get(user_id) != "join":
+        if room is None or server_of(user_id) != origin or not room.may_be_joined(user_id):
             return
         self._set(room, user_id, REMOTE_TIMEOUT if typing else 0)
 

@@ -148,6 +148,21 @@ class DeviceLists(Part):
                 await tx
         return bool(rows)
 
+    async def came_to_light(self, room: Room, servers: set[str], since: int) -> None:
+        """Servers in a room of which we learn only now: that somebody's keys changed since then is news to them."""
+        changed = await self._db.read(
+            lambda query: self._published.changed_between(query, since, self._db.stable_pos())
+        )
+        for user_id in room.local_joined.intersection(changed):
+            async with self.lock(user_id):
+                known = await self._published.of(user_id)
+                for device_id, keys in list(known.devices.items())[:1]:
+                    # It names nothing before it, so that they ask for the whole list.
+                    content = {"user_id": user_id, "device_id": device_id, "stream_id": known.stream, "prev_id": []}
+                    with self._db.write() as tx:
+                        self._departures.durable(tx, servers, DEVICE_EDU, {**content, "keys": orjson.Fragment(keys)})
+                    await tx
+
     # --- what clients hear
 
     def _take_move(self, room: Room, user_id: str, before: str | None, now: str, pos: int) -> None:
@@ -175,10 +190,12 @@ class DeviceLists(Part):
         concerned = joined if ask.topics is None else joined & ask.topics
         moved = self._moved_since(concerned, ask.since)
         news = ask.concerns(TOPIC)
-        if not (moved or news or ask.newly_joined or ask.left_rooms):
+        # Where the members came after the join, the room is as good as new.
+        newly = ask.newly_joined | {r for r in concerned if self._rooms.completed_since(r, ask.since)}
+        if not (moved or news or newly or ask.left_rooms):
             return
         changed, left = await self._between(
-            ask.user_id, ask.since, ask.upto, moved, ask.newly_joined & joined, ask.left_rooms - joined, news=news
+            ask.user_id, ask.since, ask.upto, moved, newly & joined, ask.left_rooms - joined, news=news
         )
         share.device_lists_changed |= changed
         share.device_lists_left |= left
@@ -189,7 +206,11 @@ class DeviceLists(Part):
         upto = max(upto, self._db.stable_pos())
         memberships = self._rooms.memberships(request.user_id)
         joined = self._rooms.joined(request.user_id)
-        began = {room_id for room_id, one in memberships.items() if one.since_pos > since}
+        began = {
+            room_id
+            for room_id, one in memberships.items()
+            if one.since_pos > since or self._rooms.completed_since(room_id, since)
+        }
         changed, left = await self._between(
             request.user_id, since, upto, self._moved_since(joined, since), joined & began, began - joined, news=True
         )

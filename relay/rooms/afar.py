@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
@@ -18,24 +19,33 @@ from relay.db import ChainBroken, Database, Query
 from relay.errors import ApiError, BadEvent, Forbidden, InvalidParam, NotAllowed, NotFound, RemoteError
 from relay.ids import server_of
 from relay.protocol import event as events
-from relay.protocol.auth import check
+from relay.protocol.auth import auth_keys, check
 from relay.protocol.event import Event
 from relay.protocol.signing import SigningKey
 from relay.protocol.versions import RoomVersion
 from relay.remote import JoinAnswer, Remote, Template
 from relay.rooms.append import Appender
-from relay.rooms.gaps import MAX_STATE_EVENTS, OUTLIERS_AT_ONCE, note_gaps
+from relay.rooms.gaps import OUTLIERS_AT_ONCE, note_gaps
 from relay.rooms.intake import Intake, sorted_out
 from relay.rooms.room import CREATE, ENCRYPTION, SERVER_ACL, STRIPPED_KEYS, Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.state import StateMap
 from relay.rooms.store import LOCAL, REJECTED, Key
+from relay.rooms.whole_state import WholeState
 
 log = structlog.get_logger("afar")
 
 MAX_SERVERS_TRIED = 8
 # How long a join waits for the summary that tells whether it may be made at all.
 SUMMARY_SECONDS = 2.0
+# How long it waits for it where only the room's size is asked for.
+SIZE_SECONDS = 0.5
+# From how many members on they are left to come later.
+MANY_MEMBERS = 500
+# How long the answer to the client waits for them all the same.
+WHOLE_SECONDS = 1.0
+# What is looked at in memory; a larger answer is stored as it is looked at.
+IN_MEMORY = 2_000
 # Somebody waits while an invite is turned down, and may turn it down without them.
 MAX_SERVERS_LEFT = 3
 MAX_TRIES = 3
@@ -46,6 +56,26 @@ NOT_ENCRYPTED = (
 
 # (room ID, whether it is encrypted, its type) -> whether the seal lets local people in
 MayBeJoined = Callable[[str, bool, object], bool]
+
+
+@dataclass(slots=True, frozen=True)
+class _Summary:
+    encrypted: bool
+    room_type: object
+    members: int | None
+
+
+@dataclass(slots=True)
+class _Given:
+    """What a server told of a room: events to be stored with their marks, the state as entries where it is stored already,
+    everybody's membership, and state events: all of them, or of a large room those that matter here. `cited` are the
+    join's auth events."""
+
+    known: Sequence[tuple[Event, int]]
+    entries: StateMap | None
+    members: dict[str, str]
+    current: dict[Key, Event]
+    cited: Sequence[Event]
 
 
 class Afar:
@@ -59,6 +89,9 @@ class Afar:
         self._remote = remote
         self._key = key
         self._server_name = rooms.server_name
+        self._whole = WholeState(db, appender, intake)
+        # Hears of a room whose members are to be fetched; the server sets it to `PartialJoins.begin`.
+        self.on_partial: Callable[[str], None] = lambda room_id: None
 
     # --- join
 
@@ -99,9 +132,14 @@ class Afar:
         ask_first: bool,
     ) -> tuple[str, Event] | None:
         # Asked beside the template, it costs no time of its own, and spares a room in clear a join and a leave.
-        asked = self._summarised(server, room_id) if ask_first else _nothing()
-        template, summary = await asyncio.gather(self._remote.make("join", server, room_id, user_id), asked)
-        if summary is not None and not may_be_joined(room_id, *summary):
+        asked = asyncio.create_task(self._summarised(server, room_id))
+        try:
+            template = await self._remote.make("join", server, room_id, user_id)
+            await asyncio.wait([asked], timeout=SUMMARY_SECONDS if ask_first else SIZE_SECONDS)
+        finally:
+            asked.cancel()
+        summary = asked.result() if asked.done() and not asked.cancelled() else None
+        if ask_first and summary is not None and not may_be_joined(room_id, summary.encrypted, summary.room_type):
             raise Forbidden(NOT_ENCRYPTED)
         pdu = self._checked_template(server, template, room_id, user_id, "join")
         content = {**member}
@@ -109,22 +147,33 @@ class Afar:
         if isinstance(authoriser, str) and template.version.restricted:
             content["join_authorised_via_users_server"] = authoriser
         event = self._signed(server, {**pdu, "content": content}, template.version)
-        answer = await self._remote.send_join(server, event)
+        # A small room is known whole in one answer; in a large one somebody is in a moment, and its members come later.
+        omit = summary is None or summary.members is None or summary.members >= MANY_MEMBERS
+        answer = await self._remote.send_join(server, event, omit_members=omit)
         if answer.event is not None:
             event = self._same_event(server, answer.event, event)
         if "join_authorised_via_users_server" in content and not all(await self._remote.verified([event])):
             raise RemoteError(server, 502, "it did not sign the join that it vouches for")
-        known, current = await self._verified_state(server, answer, event)
-        create = current[CREATE]
-        encrypted = ENCRYPTION in current and bool(current[ENCRYPTION].content.get("algorithm"))
-        if not may_be_joined(room_id, encrypted, create.content.get("type")):
+        try:
+            given = await self._given(server, answer, event, may_be_joined)
+        except Forbidden:
             with suppress(RemoteError, ApiError):
                 await self._leave_through([server], user_id, room_id)
-            raise Forbidden(NOT_ENCRYPTED)
-        return None if await self._record_join(room_id, event, known, current) else (server, event)
+            raise
+        partial = (
+            (event.id, server, frozenset(answer.servers) - {self._server_name}) if answer.members_omitted else None
+        )
+        if not await self._record_join(room_id, event, given, partial):
+            return server, event
+        if partial is not None:
+            self.on_partial(room_id)
+            # Most rooms are small, whatever could be told of them before: theirs are here by the time she looks.
+            with suppress(ApiError):
+                await self._rooms.whole(room_id, WHOLE_SECONDS)
+        return None
 
-    async def _summarised(self, server: str, room_id: str) -> tuple[bool, object] | None:
-        """(whether it is encrypted, its type) by the room's summary; None where that does not tell."""
+    async def _summarised(self, server: str, room_id: str) -> _Summary | None:
+        """None where the room's summary is not to be had, or does not tell."""
         try:
             async with asyncio.timeout(SUMMARY_SECONDS):
                 told = (await self._remote.hierarchy(server, room_id, True)).get("room")
@@ -133,7 +182,8 @@ class Afar:
         # Summaries name the version and the encryption since the same release.
         if not isinstance(told, dict) or told.get("room_id") != room_id or "room_version" not in told:
             return None
-        return bool(told.get("encryption")), told.get("room_type")
+        members = told.get("num_joined_members")
+        return _Summary(bool(told.get("encryption")), told.get("room_type"), members if type(members) is int else None)
 
     def _checked_template(
         self, server: str, template: Template, room_id: str, user_id: str, membership: Literal["join", "leave", "knock"]
@@ -174,62 +224,102 @@ class Afar:
             raise RemoteError(server, 502, "it gave back another event than it got")
         return returned
 
-    async def _verified_state(
-        self, server: str, answer: JoinAnswer, event: Event
-    ) -> tuple[list[tuple[Event, int]], dict[Key, Event]]:
-        """(every event that it gave, with its marks; the room's state before the join), each with good signatures and judged
-        by its own auth events. Spec: server-server-api/#joining-rooms (the checks on the response to send_join)."""
-        if len(answer.state) > MAX_STATE_EVENTS or len(answer.auth_chain) > MAX_STATE_EVENTS:
-            raise RemoteError(server, 502, "the room's state is larger than this server takes")
-        # A large room keeps this busy for seconds: in a thread, so that everybody else goes on.
+    async def _given(self, server: str, answer: JoinAnswer, event: Event, may_be_joined: MayBeJoined) -> _Given:
+        """The room's state before the join, its events with good signatures and judged by their own auth events. Raises
+        Forbidden where the seal keeps local people out. Spec: server-server-api/#joining-rooms (the checks on the response
+        to send_join)."""
+        if len(answer.state) + len(answer.auth_chain) > IN_MEMORY:
+            given = await self._large_state(server, answer, event, may_be_joined)
+        else:
+            given = await self._small_state(server, answer, event)
+        current = given.current
+        create = current.get(CREATE)
+        if create is None or create.room_id != event.room_id:
+            raise RemoteError(server, 502, "the state it gave has no create event of this room")
+        # The version's default where none is said. Spec: client-server-api/#mroomcreate
+        if create.content.get("room_version", "1") != event.version.name:
+            raise RemoteError(server, 502, "the room has another version than it said")
+        held = dict(current)
+        if answer.members_omitted:
+            # Of the left out members the event itself names those on which it rests; they were checked like all others.
+            for cited in given.cited:
+                if cited.key is not None and cited.type == "m.room.member":
+                    held.setdefault(cited.key, cited)
+        try:
+            check(event, held, create)
+        except NotAllowed as no:
+            raise RemoteError(server, 403, f"the state it gave does not allow the join: {no.reason}") from no
+        encrypted = ENCRYPTION in current and bool(current[ENCRYPTION].content.get("algorithm"))
+        if not may_be_joined(event.room_id, encrypted, create.content.get("type")):
+            raise Forbidden(NOT_ENCRYPTED)
+        return given
+
+    async def _small_state(self, server: str, answer: JoinAnswer, event: Event) -> _Given:
+        # It keeps this busy for a while: in a thread, so that everybody else goes on.
         state = await asyncio.to_thread(self._intake.parsed, answer.state, event.version, event.room_id)
         state_ids = {one.id: None for one in state}
         chain = await asyncio.to_thread(self._intake.parsed, answer.auth_chain, event.version, event.room_id)
         taken = await self._intake.verified([*state, *(one for one in chain if one.id not in state_ids)])
         by_id = {one.event.id: one.event for one in taken}
         create = next((by_id[e] for e in state_ids if e in by_id and by_id[e].key == CREATE), None)
-        if create is None or create.room_id != event.room_id:
-            raise RemoteError(server, 502, "the state it gave has no create event of this room")
-        # The version's default where none is said. Spec: client-server-api/#mroomcreate
-        if create.content.get("room_version", "1") != event.version.name:
-            raise RemoteError(server, 502, "the room has another version than it said")
         known = await asyncio.to_thread(sorted_out, taken, {}, create)
         good = {one.id for one, marks in known if not marks & REJECTED}
-        if create.id not in good:
-            raise RemoteError(server, 502, "the create event it gave is not valid")
         current = {one.key: one for e in state_ids if e in good and (one := by_id[e]).key is not None}
-        try:
-            check(event, current, create)
-        except NotAllowed as no:
-            raise RemoteError(server, 403, f"the state it gave does not allow the join: {no.reason}") from no
-        return known, current
+        members = {key[1]: one.membership or "leave" for key, one in current.items() if key[0] == "m.room.member"}
+        return _Given(known, None, members, current, [by_id[e] for e in event.auth_events if e in good])
+
+    async def _large_state(self, server: str, answer: JoinAnswer, event: Event, may_be_joined: MayBeJoined) -> _Given:
+        """Stored as it is looked at, since it does not fit into memory at once."""
+        glance = await self._whole.glance(server, answer.state, answer.auth_chain)
+        if not may_be_joined(event.room_id, glance.encrypted, glance.room_type):
+            raise Forbidden(NOT_ENCRYPTED)
+        created = [] if glance.create is None else self._intake.parsed([glance.create], event.version, event.room_id)
+        taken = await self._intake.verified(created)
+        if not taken:
+            raise RemoteError(server, 502, "the state it gave has no create event of this room")
+        room = await self._row_of(event.room_id, event.version)
+        found = await self._whole.take(server, room, answer.state, answer.auth_chain, glance, taken[0].event)
+        keys = [CREATE, ENCRYPTION, SERVER_ACL, *auth_keys_of(event)]
+        ids = {key: found.current[key][0] for key in keys if key in found.current}
+        events_by_id = await room.events([*ids.values(), *event.auth_events])
+        current = {key: events_by_id[e] for key, e in ids.items() if e in events_by_id}
+        cited = [events_by_id[e] for e in event.auth_events if e in events_by_id]
+        return _Given([], found.current, found.members, current, cited)
+
+    async def _row_of(self, room_id: str, version: RoomVersion) -> Room:
+        """The room, known to the database at least by name."""
+        room = await self._room_for(room_id, version)
+        if self._rooms.loaded(room_id) is not room:
+            with self._db.write(chain=room_id) as tx:
+                self._appender.new_room(tx, room)
+            await tx
+        return room
 
     async def _record_join(
-        self, room_id: str, event: Event, known: Sequence[tuple[Event, int]], current: Mapping[Key, Event]
+        self, room_id: str, event: Event, given: _Given, partial: tuple[str, str, frozenset[str]] | None
     ) -> bool:
         """False where somebody of ours was in the room first: then its state is ours to know, not another server's to tell."""
         for _ in range(MAX_TRIES):
-            room = await self._room_for(room_id, event.version)
-            if self._rooms.loaded(room_id) is not room:
-                with self._db.write(chain=room_id) as tx:
-                    self._appender.new_room(tx, room)
-                await tx
+            room = await self._row_of(room_id, event.version)
+            known = given.known
             for start in range(0, len(known), OUTLIERS_AT_ONCE):
                 with self._db.write() as tx:
                     self._appender.outliers(tx, room, known[start : start + OUTLIERS_AT_ONCE])
                 await tx
-            nids = await self._db.read(_numbers, [one.id for one in current.values()])
-            entries: StateMap = {key: (one.id, nids[one.id]) for key, one in current.items()}
-            members = {key[1]: one.membership or "leave" for key, one in current.items() if key[0] == "m.room.member"}
+            entries = given.entries
+            if entries is None:
+                nids = await self._db.read(_numbers, [one.id for one in given.current.values()])
+                entries = {key: (one.id, nids[one.id]) for key, one in given.current.items()}
             async with room.lock:
                 if room.dropped:
                     continue
                 if room.known and room.local_joined:
                     return False
                 with self._db.write(chain=room_id) as tx:
-                    self._appender.begin_with(
-                        tx, room, entries, members, list(current.values()), current.get(SERVER_ACL)
-                    )
+                    self._appender.begin_with(tx, room, entries, given.members, given.current.get(SERVER_ACL), partial)
+                    for key, one in given.current.items():
+                        if key[0] != "m.room.member":
+                            room.keep(one)
                     note_gaps(tx, room, event.prev_events, event)
                     self._appender.append(tx, room, event, marks=LOCAL)
                 try:
@@ -348,13 +438,13 @@ def _numbers(query: Query, event_ids: Sequence[str]) -> dict[str, int]:
     return rows
 
 
+def auth_keys_of(event: Event) -> list[Key]:
+    return list(auth_keys(event.type, event.sender, event.state_key, event.content, event.version))
+
+
 def _encryption_and_type(told: Sequence[Mapping[str, Any]]) -> tuple[bool, object]:
     by_type = {e.get("type"): e.get("content") for e in told}
     encryption, create = by_type.get("m.room.encryption"), by_type.get("m.room.create")
     return bool(isinstance(encryption, dict) and encryption.get("algorithm")), create.get("type") if isinstance(
         create, dict
     ) else None
-
-
-async def _nothing() -> None:
-    return None

@@ -14,7 +14,9 @@ import orjson
 from relay.db import ChainBroken, Query, Tx
 from relay.ids import server_of
 from relay.protocol.event import Event
+from relay.rooms import partial as partial_joins
 from relay.rooms import state, store
+from relay.rooms.partial import Partial
 from relay.rooms.room import SERVER_ACL, Room
 from relay.rooms.rooms import Membership, Rooms
 from relay.rooms.state import StateMap
@@ -329,16 +331,23 @@ class Appender:
         room: Room,
         entries: StateMap,
         members: Mapping[str, str],
-        state_events: Sequence[Event],
         acl: Event | None,
+        partial: tuple[str, str, frozenset[str]] | None = None,
     ) -> None:
-        """The state that a room has when somebody of ours comes to it: whole, and nobody is told of each member."""
+        """The state that a room has when somebody of ours comes to it: nobody is told of each member. `partial` is (the join,
+        who let us in, the servers in the room) where the members are still to come."""
         self.begins(tx, room)
         pos = tx.pos()
         known = {entry[0] for entry in room.entries.values()}
         left = [(room.nid, user_id, pos) for user_id in room.members if user_id not in members]
         room.begin_anew(pos)
         room.take_whole_state(entries, members, acl)
+        if partial is not None:
+            room.partial = Partial(partial[0], pos, partial[1], partial[2])
+            partial_joins.begin(tx, room.nid, room.partial)
+        else:
+            room.partial = None
+            partial_joins.forget(tx, room.nid)
         tx.run("DELETE FROM forward_extremities WHERE room_nid = $1", room.nid)
         self._record_state(tx, room, None, [], pos)
         tx.many(
@@ -346,19 +355,15 @@ class Appender:
             left,
         )
         # Whose member event is the one of the last time has nothing to hear.
-        fresh = [e for e in state_events if e.type == "m.room.member" and e.id not in known]
-        here = self._server_name
-        rows = [
-            (room.nid, e.state_key, e.membership, e.id, pos, pos, int(server_of(e.state_key or "") == here))
-            for e in fresh
-        ]
+        rows = []
+        for user_id, membership in members.items():
+            event_id = entries["m.room.member", user_id][0]
+            if event_id not in known:
+                local = server_of(user_id) == self._server_name
+                rows.append((room.nid, user_id, membership, event_id, pos, pos, int(local)))
+                if local:
+                    self._local_membership(tx, room, user_id, membership, event_id, pos)
         tx.many(PUT_MEMBERSHIP, rows)
-        for event in fresh:
-            if server_of(event.state_key or "") == here:
-                self._local_membership(tx, room, event.state_key or "", event.membership or "leave", event.id, pos)
-        for event in state_events:
-            if event.type != "m.room.member":
-                room.keep(event)
 
 
 def _outlier_row(nid: int, room_nid: int, event: Event, marks: int) -> tuple[object, ...]:

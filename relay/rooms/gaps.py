@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from relay.db import ChainBroken, Database, Query, Tx
-from relay.errors import RemoteError
+from relay.errors import ApiError, RemoteError
 from relay.protocol.event import Event
 from relay.protocol.power import Levels
 from relay.remote import Remote
@@ -26,6 +26,7 @@ from relay.rooms.room import CREATE, POWER_LEVELS, Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.state import StateMap
 from relay.rooms.store import HISTORY, REJECTED, STUB
+from relay.rooms.whole_state import MAX_STATE_EVENTS, WholeState
 
 if TYPE_CHECKING:
     from relay.rooms.receive import Receiver
@@ -37,13 +38,14 @@ MAX_ROUNDS = 5
 MAX_SERVERS_ASKED = 3
 MAX_FETCHED_ONE_BY_ONE = 200
 MAX_STATE_ASKS = 3
-MAX_STATE_EVENTS = 100_000
 MAX_BACKFILL = 100
 MAX_TRIES = 3
 # Outliers in one write, so that nobody else's waits long for it.
 OUTLIERS_AT_ONCE = 500
 # A gap that nobody could fill is not asked for again so soon.
 UNFILLED_SECONDS = 60.0
+# How long what lies before a gap waits for the members of a room that was joined a moment ago.
+WHOLE_SECONDS = 20.0
 MAX_UNFILLED = 2_000
 
 _NOTE_GAP = (
@@ -78,6 +80,7 @@ class Gaps:
         self._appender = appender
         self._intake = intake
         self._remote = remote
+        self._whole = WholeState(db, appender, intake)
         self._server_name = rooms.server_name
         # What could not be filled -> until when it is not asked for. It runs out by itself.
         self._unfilled: OrderedDict[Hashable, float] = OrderedDict()
@@ -100,10 +103,21 @@ class Gaps:
             await self._earlier(origin, room, event, missing, receiver)
             missing = await self._unplaced(room, event.prev_events)
             await self._cited(origin, room, event)
+            if missing:
+                room = await self._whole_room(room)
             return Gap(await self._state_before(origin, room, event), missing) if missing else None
         except RemoteError:
             self._give_up(*((room.nid, e) for e in missing))
             raise
+
+    async def _whole_room(self, room: Room) -> Room:
+        """Where a room's members are being fetched already, nobody fetches them a second time. Raises RemoteError."""
+        if room.partial is None:
+            return room
+        try:
+            return await self._rooms.whole(room.room_id, WHOLE_SECONDS) or room
+        except ApiError as error:
+            raise RemoteError(self._server_name, 0, error.text) from error
 
     def _require_hope(self, *what: Hashable) -> None:
         now = asyncio.get_running_loop().time()
@@ -246,9 +260,12 @@ class Gaps:
         known = await self._numbers(wanted)
         missing = [e for e in wanted if e not in known]
         if len(missing) > MAX_FETCHED_ONE_BY_ONE:
-            pdus, chain = await self._remote.state(server, room.room_id, event.id)
-            given = [*chain[:MAX_STATE_EVENTS], *pdus[:MAX_STATE_EVENTS]]
-            await self.keep_outliers(room, await self._intake.take(given, room.version, room.room_id))
+            create = await room.event(*CREATE)
+            if create is None:
+                raise RemoteError(server, 0, "the room's create event is not here")
+            given, chain = await self._remote.state(server, room.room_id, event.id)
+            glance = await self._whole.glance(server, given, chain)
+            await self._whole.take(server, room, given, chain, glance, create)
         else:
             pdus = []
             for event_id in missing:
@@ -301,6 +318,10 @@ class Gaps:
         what = (room.nid, frozenset(missing))
         try:
             self._require_hope(what)
+        except RemoteError:
+            return False
+        try:
+            room = await self._whole_room(room)
         except RemoteError:
             return False
         others = [s for s in room.largest_servers(MAX_SERVERS_ASKED + 1) if s != self._server_name]

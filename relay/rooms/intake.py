@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import structlog
 
-from relay.errors import BadEvent, InvalidParam, NotAllowed
+from relay.errors import BadEvent, BadJson, InvalidParam, NotAllowed
 from relay.ids import is_user_id
 from relay.protocol import event as events
 from relay.protocol.auth import check, check_auth_events
@@ -25,6 +25,7 @@ from relay.protocol.versions import RoomVersion
 from relay.remote import Remote
 from relay.rooms.room import CREATE
 from relay.rooms.store import REJECTED, STUB, Stored
+from relay.web import require_shallow
 
 log = structlog.get_logger("intake")
 
@@ -57,8 +58,9 @@ class Intake:
     def parsed(self, pdus: Iterable[Any], version: RoomVersion, room_id: str, *, limits: bool = True) -> list[Event]:
         """Those that are events of this room; each once."""
         found: dict[str, Event] = {}
-        for pdu in pdus:
+        for given in pdus:
             try:
+                pdu = _loaded(given) if isinstance(given, (bytes, memoryview)) else given
                 event = events.parse(pdu, version, limits=limits)
             except BadEvent as bad:
                 log.info("dropped what is not an event", rule=bad.rule)
@@ -139,6 +141,15 @@ class Intake:
             taken = []
         create = [one for one in parsed if one.key == CREATE]
         return [_stripped(one.pdu) for one in (*create, *(each.event for each in taken))]
+
+
+def _loaded(raw: bytes | memoryview) -> Any:
+    try:
+        pdu = orjson.loads(raw)
+        require_shallow(pdu)
+    except (orjson.JSONDecodeError, BadJson) as error:
+        raise BadEvent("format", "it is not JSON") from error
+    return pdu
 
 
 def _is_stripped(one: Any) -> bool:

@@ -66,7 +66,8 @@ class Members:
             return
         await self._doors.join(user_id, room_id)
         member = {"membership": "join", **await self._profiles.member_content(user_id)}
-        if room is not None and room.known and room.local_joined:
+        # Whether she was banned may not be known yet: then the room's other servers say whether she may come.
+        if room is not None and room.known and room.local_joined and room.partial is None:
             await self._require_encrypted(room)
             authoriser = await self._authoriser(room, user_id)
             if authoriser is None or server_of(authoriser) == self._server_name:
@@ -163,7 +164,8 @@ class Members:
                     continue
 
     async def invite(self, sender: str, room_id: str, target: str, content: Mapping[str, Any] | None = None) -> None:
-        room = await self._rooms.require_joined(room_id, sender)
+        await self._rooms.require_joined(room_id, sender)
+        room = await self._whole(room_id)
         if room.members.get(target) == "join":
             raise Forbidden(f"{target} is in this room already.")
         if room.members.get(target) == "ban":
@@ -198,16 +200,19 @@ class Members:
             raise Forbidden(f"The room has changed meanwhile, and no longer allows this: {verdict.reason}.")
 
     async def kick(self, sender: str, room_id: str, target: str) -> None:
-        room = await self._rooms.require_joined(room_id, sender)
+        await self._rooms.require_joined(room_id, sender)
+        room = await self._whole(room_id)
         if room.members.get(target) not in ("join", "invite", "knock"):
             raise Forbidden(f"{target} is not in this room.")
         await self._change(room_id, sender=sender, target=target, content={"membership": "leave"})
 
     async def ban(self, sender: str, room_id: str, target: str) -> None:
+        await self._whole(room_id)
         await self._change(room_id, sender=sender, target=target, content={"membership": "ban"})
 
     async def unban(self, sender: str, room_id: str, target: str) -> None:
-        room = await self._rooms.require_joined(room_id, sender)
+        await self._rooms.require_joined(room_id, sender)
+        room = await self._whole(room_id)
         if room.members.get(target) != "ban":
             raise Forbidden(f"{target} is not banned from this room.")
         await self._change(room_id, sender=sender, target=target, content={"membership": "leave"})
@@ -216,10 +221,17 @@ class Members:
         await self._doors.knock(user_id, room_id)
         room = await self._rooms.get(room_id)
         member = {"membership": "knock", **await self._profiles.member_content(user_id)}
-        if room is not None and room.known and room.local_joined:
+        if room is not None and room.known and room.local_joined and room.partial is None:
             await self._change(room_id, sender=user_id, target=user_id, content=member)
             return
         await self._afar.knock(user_id, room_id, await self._servers_for(room_id, user_id, via, room), member)
+
+    async def _whole(self, room_id: str) -> Room:
+        """What somebody does to others needs to know what these are. Raises ApiError while the members are not known."""
+        room = await self._rooms.whole(room_id)
+        if room is None:
+            raise NotFound("This room is not known here.")
+        return room
 
     async def forget(self, user_id: str, room_id: str) -> None:
         mine = self._rooms.memberships(user_id).get(room_id)

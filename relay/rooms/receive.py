@@ -61,6 +61,7 @@ class _Place:
     supersedes: Collection[str]
     straight: bool = False  # on top of everything: the state before it is the room's current one
     same_state: bool = False  # beside others, but all of them with the room's current state
+    partial: bool = False  # members may be missing in the state before it
 
 
 class Receiver:
@@ -233,6 +234,13 @@ class Receiver:
         auth_events, rejected = await self._auth_events(room, event)
         state_before = await self._events_of(room, at.before, keys)
         current = None if at.straight or at.same_state else await room.state_events(keys)
+        if room.partial is not None:
+            # Of members that are still to come the event itself says what they are; it is judged again once they are here.
+            # Spec: MSC3902
+            claimed = {e.key: e for e in auth_events if e.type == "m.room.member" and e.key and e.id not in rejected}
+            if at.partial:
+                state_before = claimed | state_before
+            current = None if current is None else claimed | current
         create = (current or state_before).get(CREATE) or state_before.get(CREATE)
         verdict = judge(event, auth_events, rejected, state_before, current, create)
         if verdict.outcome == "accepted" and taken.objection is not None:
@@ -298,11 +306,19 @@ class Receiver:
         if room.state_nid is None:
             return None
         if set(event.prev_events) == set(room.extremities):
-            return _Place(room.entries, [self._current(room)], event.prev_events, straight=True)
+            return _Place(
+                room.entries, [self._current(room)], event.prev_events, straight=True, partial=room.partial is not None
+            )
         if event.is_state:
             return None
         if all(room.state_after(e) == room.state_nid for e in (*event.prev_events, *room.extremities)):
-            return _Place(room.entries, [self._current(room)], event.prev_events, same_state=True)
+            return _Place(
+                room.entries,
+                [self._current(room)],
+                event.prev_events,
+                same_state=True,
+                partial=room.partial is not None,
+            )
         return None
 
     def _current(self, room: Room) -> Known:
@@ -320,7 +336,9 @@ class Receiver:
             before = await self._rooms.states.resolved(room.version, [known.nid for known in near])
         else:
             before = {}
-        return _Place(before, [*near, self._current(room)], supersedes)
+        since = room.partial.pos if room.partial is not None else None
+        partial = since is not None and gap is None and any(known.nid > since for known in near)
+        return _Place(before, [*near, self._current(room)], supersedes, partial=partial)
 
     async def _auth_events(self, room: Room, event: Event) -> tuple[list[Event], set[str]]:
         """Those that it cites, and which of them were rejected."""

@@ -17,13 +17,15 @@ from relay.protocol.event import Event
 from relay.protocol.globs import ServerAcl
 from relay.protocol.power import Levels
 from relay.protocol.versions import VERSIONS, RoomVersion
-from relay.rooms import state, store
+from relay.rooms import partial, state, store
+from relay.rooms.partial import Partial
 from relay.rooms.state import StateMap
 from relay.rooms.store import Key, Stored
 
 RECENT_EVENTS = 64
 MAX_EVENTS_KEPT = 200
 MAX_PLACES_KEPT = 256
+MEMBERS_AT_LEAST = 3
 
 CREATE: Key = ("m.room.create", "")
 POWER_LEVELS: Key = ("m.room.power_levels", "")
@@ -87,21 +89,28 @@ class Room:
         self._states_after: OrderedDict[str, int] = OrderedDict()
         self._levels: Levels | None = None
         self.dropped = False
+        # Set where the members are not all known yet.
+        self.partial: Partial | None = None
 
     # --- what others ask
 
     @property
     def servers(self) -> set[str]:
-        """The servers of all joined users."""
-        return set(self._servers)
+        """The servers of all joined users; while not all of these are known, also those that we were told of."""
+        known = set(self._servers)
+        return known if self.partial is None else known | self.partial.servers
 
     @property
     def shared(self) -> bool:
         """Whether users of other servers are joined."""
-        return len(self._servers) > (self._server_name in self._servers)
+        return self.partial is not None or len(self._servers) > (self._server_name in self._servers)
 
     def largest_servers(self, count: int) -> list[str]:
         """Those with most joined users, ours among them."""
+        if self.partial is not None:
+            # Whoever let us in knows the room; how large the others are is not known yet.
+            named = dict.fromkeys([self.partial.via, *self._servers, *sorted(self.partial.servers)])
+            return list(named)[:count]
         return [server for server, _ in self._servers.most_common(count)]
 
     @property
@@ -115,7 +124,15 @@ class Room:
 
     @property
     def joined_count(self) -> int:
-        return self._servers.total()
+        """While the members are not all known, nobody takes the room for a conversation of two."""
+        return self._servers.total() if self.partial is None else max(self._servers.total(), MEMBERS_AT_LEAST)
+
+    def may_be_joined(self, user_id: str) -> bool:
+        """Whether somebody is joined, or, while the members are not all known, may well be."""
+        known = self.members.get(user_id)
+        if known is None and self.partial is not None:
+            return server_of(user_id) in self.servers
+        return known == "join"
 
     @property
     def depth(self) -> int:
@@ -259,6 +276,7 @@ class Room:
         self.state_nid = row[0] if row else None
         if self.state_nid is None:
             return
+        self.partial = partial.load(query, self.nid)
         _, self.steps, entries = state.load(query, self.state_nid)
         self.state_pos = int(query.value("SELECT max(pos) FROM current_states WHERE room_nid = $1", self.nid) or 0)
         acl = self._state_event(query, entries, SERVER_ACL)
@@ -272,12 +290,15 @@ class Room:
                 self.take_place(event_id, state_nid)
         # Everything that was ever queued is committed or failed by now: loading waits for the writer.
         upto = 2**62
-        newest = store.latest(query, self.nid, self.version, 0, upto, RECENT_EVENTS)
+        begun = partial.begun(query, self.nid)
+        newest = store.latest(query, self.nid, self.version, begun, upto, RECENT_EVENTS)
         for one in newest:
             one.related = query.one("SELECT 1 FROM relations WHERE target_id = $1 LIMIT 1", one.id) is not None
         self.recent.extend(newest)
         if len(newest) == RECENT_EVENTS and newest[0].pos is not None:
             self.recent_floor = newest[0].pos - 1
+        else:
+            self.recent_floor = begun
 
     def _state_event(self, query: Query, entries: StateMap, key: Key) -> Event | None:
         if key not in entries:

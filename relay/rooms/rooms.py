@@ -15,11 +15,11 @@ from typing import Any
 
 from relay.db import Database, Query
 from relay.departures import Fresh
-from relay.errors import Forbidden
+from relay.errors import ApiError, Forbidden
 from relay.ids import server_of
 from relay.protocol import event as events
 from relay.protocol.versions import VERSIONS
-from relay.rooms import store
+from relay.rooms import partial, store
 from relay.rooms.room import Room, load_room
 from relay.rooms.state import States
 from relay.rooms.store import COLUMNS, HIDDEN, HISTORY, Stored, stored
@@ -27,6 +27,9 @@ from relay.rooms.store import COLUMNS, HIDDEN, HISTORY, Stored, stored
 MAX_ROOMS_LOADED = 1_000
 # How long a transaction waits for a join that is under way.
 ARRIVAL_SECONDS = 20.0
+# How long somebody waits for the members of a large room that was joined a moment ago.
+COMPLETION_SECONDS = 60.0
+STILL_COMING = "This room is large and its members are still being fetched from other servers. Try again in a minute."
 
 OnMembership = Callable[[Room, str, str | None, str, int], None]
 
@@ -58,6 +61,9 @@ class Rooms:
         self.leaving: Fresh[Stored] = Fresh()
         self._coming: Counter[str] = Counter()
         self._arrived = asyncio.Event()
+        # Rooms whose members became known after the join -> when.
+        self._completed: dict[str, int] = {}
+        self._completion = asyncio.Event()
         # Rewrites a local user's member events; the server sets it to `Members.update_profile`.
         self.updates_profile: Callable[[str, Mapping[str, Any]], Awaitable[None]] | None = None
 
@@ -83,6 +89,34 @@ class Rooms:
                 while room_id in self._coming:
                     await self._arrived.wait()
 
+    # --- joins whose members come later
+
+    def take_completion(self, room_id: str, pos: int) -> None:
+        """After the commit that made a partial room whole."""
+        self._completed[room_id] = pos
+        self.tell_completion()
+
+    def tell_completion(self) -> None:
+        """Whoever waits for a room to be whole looks again."""
+        completion, self._completion = self._completion, asyncio.Event()
+        completion.set()
+
+    def completed_since(self, room_id: str, pos: int) -> bool:
+        """Whether this room's members became known after `pos`."""
+        return self._completed.get(room_id, 0) > pos
+
+    async def whole(self, room_id: str, seconds: float = COMPLETION_SECONDS) -> Room | None:
+        """The room once all its members are known. Raises ApiError where that takes too long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    completion = self._completion
+                    room = await self.get(room_id)
+                    if room is None or room.partial is None:
+                        return room
+                    await completion.wait()
+        raise ApiError(STILL_COMING, status=503)
+
     # --- at the start
 
     async def open(self) -> None:
@@ -96,6 +130,7 @@ class Rooms:
             self._memberships.setdefault(user_id, {})[room_id] = Membership(
                 membership, event_id, pos, since_pos, bool(forgotten), nid
             )
+        self._completed.update(await self.db.read(partial.completions))
 
     # --- people of ours, from memory
 

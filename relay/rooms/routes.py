@@ -80,7 +80,10 @@ class RoomsPart(Part):
             raise InvalidParam("The parameter format is content or event.")
         view = await self._viewing.enter(request.params["roomId"], request.user_id)
         key = (request.params["eventType"], request.params.get("stateKey", ""))
-        entry = (await self._viewing.state_for(view)).get(key)
+        # What is there of a room whose members are still to come is right already.
+        entry = view.room.entries.get(key) if view.joined else None
+        if entry is None and (view.room.partial is None or not view.joined or key[0] == "m.room.member"):
+            entry = (await self._viewing.state_for(view)).get(key)
         found = await self._db.read(store.by_ids, [entry[0]], view.room.version) if entry is not None else {}
         if entry is None or entry[0] not in found:
             raise NotFound("The room has no state of this type and key.")
@@ -107,6 +110,9 @@ class RoomsPart(Part):
                 raise InvalidParam("A membership is one of join, invite, knock, leave and ban.")
         view = await self._viewing.enter(request.params["roomId"], request.user_id)
         at = request.query.get("at")
+        if view.room.partial is not None:
+            await self._rooms.whole(view.room.room_id)
+            view = await self._viewing.enter(request.params["roomId"], request.user_id)
         if at:
             entries = await self._state_at(view, HistoryToken.parse(at, self._db.epoch))
         else:
@@ -141,6 +147,7 @@ class RoomsPart(Part):
         return await self._rooms.states.get(state_nid) if state_nid is not None else {}
 
     async def _joined_members(self, request: Request) -> Answer:
+        await self._rooms.whole(request.params["roomId"])
         room = await self._rooms.require_joined(request.params["roomId"], request.user_id)
         return {"joined": await joined_profiles(self._db, room)}
 

@@ -23,7 +23,7 @@ from relay.protocol.signing import SigningKey
 from relay.rooms import redactions
 from relay.rooms.append import Appender
 from relay.rooms.room import CREATE, Room
-from relay.rooms.rooms import Rooms
+from relay.rooms.rooms import STILL_COMING, Rooms
 from relay.rooms.store import LOCAL, Key, Stored
 
 # Each try may meet another write of the same batch that fails.
@@ -104,6 +104,8 @@ class Sender:
     ) -> Event:
         """The same with the state read from the room, the doors and the room's policy server asked. The caller holds
         `room.lock`."""
+        if room.partial is not None and type == "m.room.member" and state_key != sender:
+            raise ApiError(STILL_COMING, status=503)
         keys = [CREATE, *auth_keys(type, sender, state_key, content, room.version)]
         state = await room.state_events(keys)
         event = self.build(room, state, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts)

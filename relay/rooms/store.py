@@ -128,6 +128,18 @@ SCHEMA = Schema(
             },
         ),
         Table(
+            "partial_joins",
+            "rooms that were joined before their members were known",
+            {
+                "room_nid": ("the room", _ROOM),
+                "event_id": ("the join", _ROOM),
+                "pos": ("since when it is known in part", _ROOM),
+                "via": ("the server that let us in", _ROOM),
+                "servers": ("the servers that are in the room, as that one says", _ROOM),
+                "full_pos": ("when the rest was known, NULL until then", _ROOM),
+            },
+        ),
+        Table(
             "membership_log",
             "who came and went, for the device lists of /sync",
             {
@@ -219,6 +231,10 @@ SCHEMA = Schema(
             UNIQUE (user_id, device_id, txn_id, endpoint));
         CREATE TABLE aliases (alias TEXT PRIMARY KEY, room_nid BIGINT NOT NULL, creator TEXT NOT NULL);
         CREATE INDEX aliases_of_room ON aliases (room_nid)
+        """,
+        """
+        CREATE TABLE partial_joins (room_nid BIGINT PRIMARY KEY, event_id TEXT NOT NULL, pos BIGINT NOT NULL,
+            via TEXT NOT NULL, servers TEXT NOT NULL, full_pos BIGINT)
         """,
     ),
 )

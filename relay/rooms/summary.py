@@ -114,7 +114,8 @@ class Summaries(Part):
     async def here(self, room_id: str) -> Room | None:
         """A room that somebody here is in: what we know of it holds."""
         room = await self._rooms.get(room_id)
-        return room if room is not None and room.known and room.local_joined else None
+        # Where the members are still to come, another server knows better.
+        return room if room is not None and room.known and room.local_joined and room.partial is None else None
 
     async def of(self, room: Room) -> Summary:
         found = await room.state_events(_KEYS)

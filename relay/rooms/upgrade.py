@@ -21,7 +21,7 @@ from relay.protocol.seal import Seal
 from relay.protocol.versions import VERSIONS, RoomVersion
 from relay.rooms.create import MAX_CREATORS, MEGOLM, UNENCRYPTED_TYPES, Creator
 from relay.rooms.room import CREATE, ENCRYPTION, JOIN_RULES, POWER_LEVELS, SERVER_ACL, Room
-from relay.rooms.rooms import Rooms
+from relay.rooms.rooms import STILL_COMING, Rooms
 from relay.rooms.send import Sender
 from relay.rooms.store import Key
 from relay.rooms.summary import CHILD, SPACE, via_of
@@ -165,6 +165,8 @@ class Upgrades(Part):
             for key, event in (await old.state_events(keys)).items():
                 if via_of(event.content):
                     self._add(plan, key, event.content)
+        if old.partial is not None:
+            raise ApiError(STILL_COMING, status=503)
         banned = [user for user, membership in old.members.items() if membership == "ban" and user != user_id]
         plan += [(MEMBER, user, {"membership": "ban"}) for user in sorted(banned)[:MAX_BANS]]
         levels = await self._levels(old, user_id, version, creation)

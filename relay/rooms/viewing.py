@@ -8,7 +8,7 @@ Ignored users and filters are the callers' business. Spec: client-server-api/#ro
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relay.db import Database, Query
 from relay.errors import Forbidden
@@ -152,7 +152,10 @@ class Viewing:
         return View(room, user_id, False, 0, pos, depth, is_open)
 
     async def state_for(self, view: View) -> StateMap:
-        """The room's state as she may know it: the current one, or that of the moment she left."""
+        """The room's state as she may know it: the current one, or that of the moment she left. Raises ApiError while its
+        members are not known."""
+        if view.room.partial is not None:
+            view = replace(view, room=await self._rooms.whole(view.room.room_id) or view.room)
         if not view.ends or view.left_pos is None:
             return view.room.entries
         return await self.state_at(view.room, view.left_pos)
@@ -180,6 +183,26 @@ class Viewing:
             return list(events), dict.fromkeys((one.id for one in events), "join")
         seen = await self._db.read(judged, view, events)
         return [one for one in events if one.id in seen], seen
+
+    async def spoken_of(self, room: Room, shown: Iterable[Stored]) -> StateMap:
+        """While a room's members are not all known: the member events of those who speak, as their own events cite them."""
+        lacking = [one for one in shown if ("m.room.member", one.event.sender) not in room.entries]
+        if room.partial is None or not lacking:
+            return {}
+        wanted = {e for one in lacking for e in one.event.auth_events}
+        senders = {one.event.sender for one in lacking}
+
+        def find(query: Query) -> StateMap:
+            return {
+                one.event.key: (one.id, one.nid)
+                for one in store.by_ids(query, wanted, room.version).values()
+                if one.event.key is not None
+                and one.event.type == "m.room.member"
+                and one.event.state_key in senders
+                and not one.rejected
+            }
+
+        return await self._db.read(find)
 
     async def note_senders(self, events: Sequence[Stored], user_id: str) -> None:
         """Before events that were read from the database are shown to the person who sent some of them."""

@@ -100,11 +100,15 @@ class Gather:
         for room_id, membership in looked.items():
             await self._room(gathered, ask, room_id, membership, filter, full_state, state_after, ignored)
         for room_id in share.rooms:
-            if room_id not in gathered.joined and room_id in joined:
+            if room_id not in gathered.joined and room_id in joined and not await self._hides(room_id, filter):
                 state = (state_after or "state").encode()
                 made = b'"timeline":{"events":[],"limited":false},"' + state + b'":{"events":[]}'
                 self._finish(filter, gathered, room_id, made, None)
         return gathered
+
+    async def _hides(self, room_id: str, filter: Filter) -> bool:
+        room = None if filter.room.state.lazy_load_members else await self._rooms.get(room_id)
+        return room is not None and room.partial is not None
 
     async def _room(
         self,
@@ -142,7 +146,12 @@ class Gather:
             if gone:
                 gathered.left[room_id] = b'{"timeline":{"events":[],"limited":false},"state":{"events":[]}}'
             return
-        newly = room_id in ask.newly_joined
+        lazy = filter.room.state.lazy_load_members
+        if room.partial is not None and not gone and not lazy:
+            # Whoever wants all members is told of the room once they are known. Spec: MSC3902
+            return
+        completed = not gone and ask.since is not None and self._rooms.completed_since(room_id, pos)
+        newly = room_id in ask.newly_joined or (completed and not lazy)
         part = await self._sync_rooms.part(
             RoomAsk(
                 room=room,
@@ -160,9 +169,9 @@ class Gather:
         )
         if gone:
             gathered.left[room_id] = b"{" + part.json + b',"account_data":{"events":[]}}'
-        elif not part.empty or newly or room_id in gathered.share.rooms or ask.since is None or full_state:
+        elif not part.empty or newly or completed or room_id in gathered.share.rooms or ask.since is None or full_state:
             summary = None
-            if part.members_changed or newly or ask.since is None:
+            if part.members_changed or newly or completed or ask.since is None:
                 summary = await self._sync_rooms.summary(room, ask.user_id)
             self._finish(filter, gathered, room_id, part.json, summary)
 

@@ -227,6 +227,8 @@ class SyncRooms:
         missing = [("m.room.member", u) for u in senders if ("m.room.member", u) not in kept and u not in known]
         if missing:
             at_end = await self._state_at(ask.room, end)
+            if ask.room.partial is not None:
+                at_end = {**await self._viewing.spoken_of(ask.room, shown), **at_end}
             kept.update({key: at_end[key][0] for key in missing if key in at_end})
         known.update(senders)
         return kept
@@ -243,6 +245,10 @@ class SyncRooms:
         return (present or sorted(u for u in list(room.members)[:100] if u != user_id))[:MAX_HEROES]
 
     async def summary(self, room: Room, user_id: str) -> dict[str, Any]:
+        if room.partial is not None:
+            # How many there are is not known yet.
+            heroes = await self.heroes(room, user_id)
+            return {"m.heroes": heroes} if heroes else {}
         counts = {
             "m.joined_member_count": room.joined_count,
             "m.invited_member_count": sum(1 for m in room.members.values() if m == "invite"),

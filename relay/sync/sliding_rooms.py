@@ -126,7 +126,9 @@ class SlidingRooms:
 
     async def _joined(self, look: Look, room: Room) -> Told:
         sent, config = look.sent, look.config
-        initial = sent is None or sent.membership != "join"
+        completed = sent is not None and self._rooms.completed_since(room.room_id, look.since)
+        # Whoever wants all members gets the room anew once they are known.
+        initial = sent is None or sent.membership != "join" or (completed and config.wanted.everybody)
         known = None if initial else sent
         expanded = known is not None and config.limit > known.limit
         shown, limited, dressed = await self._timeline(look, room, 0 if known is None or expanded else look.since)
@@ -147,8 +149,13 @@ class SlidingRooms:
                 wanted.update((key, event_id) for key, event_id in more.items() if not known.wanted.match(key))
         members = known.members if known is not None else ()
         if config.wanted.lazy:
-            members = _lazy(state, shown, wanted, members)
-        members_changed = changed is None or any(key[0] == MEMBER for key in changed)
+            members = _lazy(
+                {**await self._viewing.spoken_of(room, shown), **state} if room.partial else state,
+                shown,
+                wanted,
+                members,
+            )
+        members_changed = completed or changed is None or any(key[0] == MEMBER for key in changed)
         unread = (await self._unread.counts(look.user_id, look.room_id, look.upto))[:2]
         made: dict[str, Any] = {}
         if known is None:
@@ -207,7 +214,7 @@ class SlidingRooms:
                 keys: list[Key] = [(MEMBER, user_id) for user_id in heroes]
                 found = await room.events([state[key][0] for key in keys if key in state])
                 made["heroes"] = [_hero(user_id, found, state) for user_id in heroes]
-        if members_changed:
+        if members_changed and room.partial is None:
             made["joined_count"] = room.joined_count
             made["invited_count"] = sum(1 for m in room.members.values() if m == "invite")
 

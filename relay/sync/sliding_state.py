@@ -75,6 +75,15 @@ class Wanted:
     def match(self, key: Key) -> bool:
         return any(rule.match(key, self.lazy) for rule in self.rules)
 
+    @property
+    def everybody(self) -> bool:
+        """Whether all members are wanted, not only those of whom the timeline speaks."""
+        return any(
+            MEMBER in rule.include.types
+            or (not self.lazy and (rule.include.everything or bool(rule.include.state_keys)))
+            for rule in self.rules
+        )
+
     def select(self, index: StateIndex) -> dict[Key, str]:
         """What of a whole state is wanted."""
         found: dict[Key, str] = {}

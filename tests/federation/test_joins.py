@@ -67,9 +67,22 @@ async def test_who_is_in_the_room_is_told_where_it_is_asked(house: Residence) ->
     await two.lives_in(room, "carol")
     answer = await three.joins(room, "dave", query="omit_members=true")
     assert answer.json["servers_in_room"] == [US, "two.example"], "the servers that were there before"
-    assert answer.json["members_omitted"] is False, "full state is always allowed"
+    assert answer.json["members_omitted"] is True, "members come later"
+    told = {(pdu["type"], pdu["state_key"]) for pdu in answer.json["state"]}
+    assert {key for kind, key in told if kind == "m.room.member"} == {ALICE, two.user("carol")}, (
+        "but those whose names stand for a room without a name are told"
+    )
+    assert {key for key in room.state if key[0] != "m.room.member"} <= told, "and everything else"
+    chain = ids(room, answer.json["auth_chain"])
+    assert chain.isdisjoint(ids(room, answer.json["state"])), "nothing is told twice"
+    cited = {
+        c for p in answer.json["state"] + answer.json["auth_chain"] + [answer.json["event"]] for c in p["auth_events"]
+    }
+    assert cited <= chain | ids(room, answer.json["state"]), "and nothing that authorises it is missing"
+    await house.sets(room, "m.room.name", {"name": "kitchen"})
     again = await two.joins(room, "carla", query="omit_members=true")
     assert again.json["servers_in_room"] == [US, "three.example", "two.example"], "its own is among them now"
+    assert not [p for p in again.json["state"] if p["type"] == "m.room.member"], "a name stands for itself"
 
 
 async def test_the_template_is_bare(house: Residence) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import orjson
 from yarl import URL
 
@@ -36,6 +37,7 @@ from relay.protocol.seal import Seal
 from relay.protocol.signing import SigningKey, signature_of, verify_bytes
 from relay.rooms.afar import Afar
 from relay.rooms.append import Appender
+from relay.rooms.completion import PartialJoins
 from relay.rooms.create import Creator
 from relay.rooms.gaps import Gaps
 from relay.rooms.intake import Intake
@@ -85,6 +87,13 @@ class Wire:
         except NotAllowed as no:
             raise RemoteError(server, 403, no.reason, "M_FORBIDDEN") from no
 
+    async def fragments(self, kind: Any, server: str, method: str, target: str, content: bytes | None, **_: Any) -> Any:
+        answer = orjson.dumps(await self.send(server, method, target, content))
+        try:
+            return msgspec.json.decode(answer, type=kind)
+        except msgspec.MsgspecError as error:
+            raise RemoteError(server, 200, "its answer is not of the form that was asked for") from error
+
     async def verified(self, given: Sequence[Event]) -> list[bool]:
         return await asyncio.to_thread(lambda: [self._good(event) for event in given])
 
@@ -117,6 +126,11 @@ class Home:
         self.receiver = Receiver(db, rooms, appender, intake, self.gaps, self.doors)
         self.sender = Sender(db, rooms, appender, self.seal, self.doors, self.clock, self.key)
         self.afar = Afar(db, rooms, appender, intake, self.remote, self.key)
+        self.completing = PartialJoins(db, self.clock, rooms, appender, intake, self.remote)
+        self.afar.on_partial = self._completes
+        # Whether the members of rooms that were joined without them are fetched at once.
+        self.patient = False
+        self._tasks: set[asyncio.Task[None]] = set()
         self.members = Members(
             db, rooms, appender, self.sender, self.seal, self.doors, Names(), self.afar, self.receiver,
             local_user_exists=self._exists,
@@ -138,6 +152,21 @@ class Home:
 
     async def _exists(self, user_id: str) -> bool:
         return True
+
+    def _completes(self, room_id: str) -> None:
+        if not self.patient:
+            task = asyncio.create_task(self.completing._complete(room_id))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def completes(self, room_id: str) -> bool:
+        """One attempt to fetch the members of a room that was joined without them."""
+        return await self.completing._attempt(room_id)
+
+    async def rests(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def answers(self, origin: str, method: str, target: str, body: bytes) -> dict[str, Any]:
         url = URL(target, encoded=True)
@@ -288,6 +317,7 @@ class Village:
         return home
 
     async def restarts(self, home: Home) -> Home:
+        await home.rests()
         await home.db.close()
         key = home.key
         again = await self.home(home.name)
@@ -332,4 +362,5 @@ class Village:
             yield self
         finally:
             for home in self.homes.values():
+                await home.rests()
                 await home.db.close()
