@@ -15,7 +15,11 @@ from relay.rooms.room import Room
 from relay.rooms.store import REJECTED
 from tests.rooms.village import Home, Village
 
-NAME = {"name": "a large hall"}
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for members that no story has fetched yet."""
+    monkeypatch.setattr(afar, "WHOLE_SECONDS", 0.02)
 
 
 async def joined_in_part(village: Village, *guests: str) -> tuple[Home, Home, str]:
@@ -43,13 +47,16 @@ async def same(room_id: str, *homes: Home) -> None:
     for home in homes:
         await home.agrees_with_its_disk(room_id)
         states = await home.count("SELECT count(*) FROM current_states c JOIN states s ON s.nid = c.state_nid")
-        assert states == await home.count("SELECT count(*) FROM current_states"), "every state that was current is there"
+        assert states == await home.count("SELECT count(*) FROM current_states"), (
+            "every state that was current is there"
+        )
 
 
 async def memberships(home: Home, room: Room) -> dict[str, tuple[str, str]]:
     rows = await home.db.read(
         lambda query: query.all(
-            "SELECT user_id, membership, event_id FROM memberships WHERE room_nid = $1 AND membership <> 'leave'", room.nid
+            "SELECT user_id, membership, event_id FROM memberships WHERE room_nid = $1 AND membership <> 'leave'",
+            room.nid,
         )
     )
     return {user: (membership, event_id) for user, membership, event_id in rows}
@@ -308,7 +315,9 @@ async def test_a_large_answer_is_taken_in_piece_by_piece(village: Village, monke
     await one.members.ban(one.user("anna"), room_id, one.user("hugh"))
 
     async def whole(target: str, content: Any) -> dict[str, Any]:
-        return await one.answers("two.example", "PUT", target.replace("omit_members=true", "omit_members=false"), content)
+        return await one.answers(
+            "two.example", "PUT", target.replace("omit_members=true", "omit_members=false"), content
+        )
 
     village.instead["one.example", "send_join"] = whole
     await two.joins("ben", room_id, "one.example")
