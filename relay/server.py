@@ -350,7 +350,9 @@ class Server:
         )
         self._parts += pages.parts
 
-        routes = [route for part in self._parts for route in part.routes()]
+        routes = [
+            pages.shown(route) if part in pages.parts else route for part in self._parts for route in part.routes()
+        ]
         self.web = Web(routes, sessions, xmatrix if federation.enabled else None, limits)
         self._listeners = Listeners(self.web, self.data_dir, clock)
         self._parts.append(_Looping(self._listeners.renew_certificates))

@@ -49,6 +49,7 @@ Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 Auth = Literal["none", "user", "optional", "server"]
 Answer = Mapping[str, Any] | list[Any] | bytes | web.StreamResponse
 Function = Callable[["Request"], Awaitable[Answer]]
+Refusal = Callable[["Request", ApiError], Awaitable[web.StreamResponse]]
 
 JSON_TYPE = "application/json"
 # On every answer. Which library serves it is nobody's business.
@@ -77,7 +78,8 @@ class Caller:
 class Route:
     """One endpoint. `limit` names a rate class of the configuration; `body` "stream" leaves reading it to the function.
 
-    `serves` says on which listeners it stands; `when_locked`, whether it is for locked accounts too.
+    `serves` says on which listeners it stands; `when_locked`, whether it is for locked accounts too. `refusal` makes
+    the answer of what is refused, where that is to be a page and not the standard's form.
     """
 
     method: str
@@ -89,6 +91,7 @@ class Route:
     serves: Literal["client", "federation", "both"] = "client"
     max_body: int = MAX_BODY
     when_locked: bool = False
+    refusal: Refusal | None = None
 
 
 class Sessions(Protocol):
@@ -369,6 +372,7 @@ class Web:
     async def _answer(self, http: web.BaseRequest, router: Router, proxies: Networks) -> web.StreamResponse:
         if http.method == "OPTIONS":
             return web.Response(status=204, headers=HEADERS)
+        request = None
         try:
             # old clients say r0 where the standard now says v3
             route, params = router.find(
@@ -379,7 +383,10 @@ class Web:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            return await _error_response(http, error)
+            refused = _as_refusal(http, error)
+            if request is None or request.route.refusal is None:
+                return _ended(http, refused, _refusal(refused))
+            return _ended(http, refused, await request.route.refusal(request, refused))
         if isinstance(result, web.StreamResponse):
             return result
         body = result if isinstance(result, bytes) else orjson.dumps(result)
@@ -430,17 +437,20 @@ def _token(request: Request) -> str | None:
     return token or None
 
 
-async def _error_response(http: web.BaseRequest, error: Exception) -> web.StreamResponse:
+def _as_refusal(http: web.BaseRequest, error: Exception) -> ApiError:
     if isinstance(error, NotAllowed):
-        error = Forbidden(f"The room does not allow this: {error.reason}.")
-    elif isinstance(error, RemoteError):
-        error = _from_remote(error)
-    elif isinstance(error, (HttpProcessingError, web.RequestPayloadError, ConnectionResetError)):
-        error = NotJson("The request broke off, or its body is not encoded as its headers say.")
-    if not isinstance(error, ApiError):
-        log.error("a request failed", path=http.rel_url.raw_path.split("/")[1:4], exc_info=error)
-        error = ApiError("Something went wrong inside the server. Its log says what.", status=500)
-    answer = _refusal(error)
+        return Forbidden(f"The room does not allow this: {error.reason}.")
+    if isinstance(error, RemoteError):
+        return _from_remote(error)
+    if isinstance(error, (HttpProcessingError, web.RequestPayloadError, ConnectionResetError)):
+        return NotJson("The request broke off, or its body is not encoded as its headers say.")
+    if isinstance(error, ApiError):
+        return error
+    log.error("a request failed", path=http.rel_url.raw_path.split("/")[1:4], exc_info=error)
+    return ApiError("Something went wrong inside the server. Its log says what.", status=500)
+
+
+def _ended(http: web.BaseRequest, error: ApiError, answer: web.StreamResponse) -> web.StreamResponse:
     if error.status == 413 or (http.body_exists and not http.content.is_eof()):
         # What was not read can't be told from the next request.
         answer.headers["Connection"] = "close"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relay.accounts.account import Account
 from relay.accounts.users import Users
@@ -19,6 +19,7 @@ from relay.pages.visits import Visits
 from relay.part import Part
 from relay.people.contact_gate import ContactGate
 from relay.people.contact_links import ContactLinks
+from relay.web import Route
 
 
 @dataclass(slots=True, frozen=True)
@@ -26,6 +27,10 @@ class Pages:
     frame: Frame
     visits: Visits
     parts: tuple[Part, ...]
+
+    def shown(self, route: Route) -> Route:
+        """Whatever is refused there is a page too."""
+        return replace(route, refusal=self.frame.refusal)
 
 
 def assemble(

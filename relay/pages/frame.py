@@ -159,6 +159,10 @@ class Frame:
             self.set_cookie(request, answer, visit)
         return answer
 
+    async def refusal(self, request: Request, refused: ApiError) -> web.Response:
+        """Of what was refused before the page's function was reached: too large a form, too many attempts."""
+        return await self.refuse(request, await self.visits.of(request), refused)
+
     async def refuse(self, request: Request, visit: Visit, refused: ApiError) -> web.Response:
         answer = await self.page(request, visit, "refusal.html", status=refused.status, text=refused.text)
         answer.headers.update(refused.headers)
