@@ -110,13 +110,19 @@ class Posting:
     def __init__(self, outward: Outward) -> None:
         self._outward = outward
 
-    async def post(self, url: str, body: bytes, *, timeout: float, most_bytes: int) -> tuple[int, bytes]:
+    async def post(
+        self, url: str, body: bytes, *, timeout: float, most_bytes: int, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes]:
         host = ""
         try:
             target = URL(url)
             host = target.host or ""
             answer = await self._outward.request(
-                "POST", target, headers={"Content-Type": "application/json"}, body=body, timeout=timeout
+                "POST",
+                target,
+                headers={"Content-Type": "application/json", **(headers or {})},
+                body=body,
+                timeout=timeout,
             )
             try:
                 return answer.status, await read_at_most(answer, most_bytes)

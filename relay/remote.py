@@ -6,7 +6,7 @@ what stands inside an event is for `protocol.event.parse` to judge. Spec: server
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -102,8 +102,11 @@ class AsksPolicy(Protocol):
 
 
 class Posts(Protocol):
-    """Plain requests to an address that a client named, such as a push gateway: unsigned, and never to a private network."""
+    """Plain requests to an address that a client or the operator named, such as a push gateway: not signed as a server. Which
+    networks may be reached is fixed where it is built."""
 
-    async def post(self, url: str, body: bytes, *, timeout: float, most_bytes: int) -> tuple[int, bytes]:
+    async def post(
+        self, url: str, body: bytes, *, timeout: float, most_bytes: int, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes]:
         """(status, body) of the answer to this JSON. Redirects are not followed. Raises RemoteError where none came."""
         ...

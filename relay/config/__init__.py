@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from relay.config.contact import Contact
 from relay.config.federation import Federation
+from relay.config.hooks import Hooks
 from relay.config.reading import CONFIG_NAME, ConfigError, choices_of, load, parse
 from relay.config.sections import (
     Accounts,
@@ -37,6 +38,7 @@ __all__ = [
     "Database",
     "Duration",
     "Federation",
+    "Hooks",
     "Limits",
     "Listener",
     "Log",

@@ -6,6 +6,7 @@ import re
 
 from relay.config.contact import Contact
 from relay.config.federation import Federation
+from relay.config.hooks import Hooks
 from relay.config.sections import (
     Accounts,
     Calls,
@@ -53,6 +54,8 @@ class Settings(Section, frozen=True):
     """Other servers."""
     turn: Turn = Turn()
     """Calls between two people behind firewalls: a TURN server of yours."""
+    hooks: Hooks = Hooks()
+    """Rules and tools of your own: who is asked at the doors, who is told, who may decide. See docs/hooks.md."""
     calls: Calls = Calls()
     """Calls of many people (MatrixRTC)."""
     log: Log = Log()
