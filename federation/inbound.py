@@ -18,6 +18,7 @@ import orjson
 import structlog
 
 from federation.joined import Joined
+from relay.doors import Doors
 from relay.errors import ApiError, BadEvent, BadJson, Forbidden, InvalidParam, LimitExceeded, StorageFull
 from relay.ids import MAX_ID_BYTES, is_room_id
 from relay.part import Part, TakesEdu
@@ -55,7 +56,10 @@ class EndsInvites(Protocol):
 class Inbound(Part):
     """`edus` maps each type of EDU to the part's function that takes it."""
 
-    def __init__(self, rooms: Rooms, receiver: Receives, invites: EndsInvites, edus: Mapping[str, TakesEdu]) -> None:
+    def __init__(
+        self, rooms: Rooms, receiver: Receives, invites: EndsInvites, edus: Mapping[str, TakesEdu], doors: Doors
+    ) -> None:
+        self._doors = doors
         self._rooms = rooms
         self._receiver = receiver
         self._invites = invites
@@ -84,6 +88,7 @@ class Inbound(Part):
         known = self._answers.get((origin, txn_id))
         if known is not None:
             return known
+        await self._doors.transaction(origin)
         body = request.json()
         if get_optional_string(body, "origin") not in (None, origin):
             raise Forbidden("The transaction names another origin than the server that signed the request.")

@@ -49,6 +49,23 @@ class Doors(Protocol):
         """Any traffic with this server, in or out."""
         ...
 
+    async def transaction(self, origin: str) -> None:
+        """A transaction of events of another server, before anything in it is looked at."""
+        ...
+
+
+class Inspector(Protocol):
+    """Who wants to know a file's hash before it is kept; the hash is of the bytes as they came."""
+
+    @property
+    def wants_files(self) -> bool:
+        """Whether it is worth the work."""
+        ...
+
+    async def file(self, user_id: str, mxc_uri: str, size: int, sha256: str) -> None:
+        """Raises ApiError where the file is not to be kept."""
+        ...
+
 
 class OpenDoors:
     """Lets everybody pass."""
@@ -96,6 +113,9 @@ class OpenDoors:
         return None
 
     async def server(self, server_name: str) -> None:
+        return None
+
+    async def transaction(self, origin: str) -> None:
         return None
 
 

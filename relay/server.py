@@ -75,7 +75,7 @@ from relay.listeners import Listeners
 from relay.media.remote_copies import RemoteCopies
 from relay.media.routes import Media
 from relay.moderation import assembled as moderation_assembled
-from relay.moderation.restrictions import RestrictionDoors, Restrictions
+from relay.moderation.doorkeeping import Doorkeeping
 from relay.own_keys import OwnKeys
 from relay.pages import assembled as pages_assembled
 from relay.part import Part
@@ -169,26 +169,32 @@ class Server:
         restrained_doors = RestrainedDoors(restrained)
         federation = settings.federation
         controls = ServerControls(name, federation.allow, federation.deny)
-        restrictions = Restrictions(db, clock)
-        controls.also_ask(restrictions.refuses)
-        controls.also_admit(restrictions.admits)
-        restrictions.on_change.append(controls.changed)
+
+        # The network, as far as we go out: the federation, push gateways and the operator's own programs have connections
+        # of their own, so that slow ones use up nobody else's.
+        rule = AddressRule(private=federation.allow_private_addresses, here=settings.on_loopback)
+        lookups = SystemLookups()
+        ca_file = self.data_dir / federation.extra_ca_file if federation.extra_ca_file else None
+        outward = Outward(lookups, rule, tls_context(ca_file))
+        plain_http = rule.here or rule.private
+        to_gateways = Outward(lookups, rule, tls_context(ca_file), plain=plain_http)
+        to_webhooks = Outward(lookups, AddressRule(), tls_context(ca_file))
+        to_tools = Outward(lookups, AddressRule(private=True), tls_context(ca_file), plain=True)
+
+        # The doors.
+        keeping = self._keeping = Doorkeeping(settings.hooks, db, clock, name, Posting(to_webhooks), Posting(to_tools))
+        controls.also_ask(keeping.restrictions.refuses)
+        controls.also_admit(keeping.restrictions.admits)
+        keeping.restrictions.on_change.append(controls.changed)
         doors = Together(
             [
                 OpenDoors() if federation.enabled else AloneDoors(),
-                controls, RestrictionDoors(restrictions), restrained_doors, invite_blocking, contact_gate,
+                controls, restrained_doors, invite_blocking, contact_gate, *keeping.doors,
             ]
         )  # fmt: skip
         departures = Departures(name, controls.allows)
 
         # Other servers, as far as we ask them.
-        rule = AddressRule(private=federation.allow_private_addresses, here=settings.on_loopback)
-        lookups = SystemLookups()
-        ca_file = self.data_dir / federation.extra_ca_file if federation.extra_ca_file else None
-        outward = Outward(lookups, rule, tls_context(ca_file))
-        # Push gateways have connections of their own: slow ones must not use up those of the federation.
-        plain_http = rule.here or rule.private
-        to_gateways = Outward(lookups, rule, tls_context(ca_file), plain=plain_http)
         discovery = Discovery(lookups, outward, clock)
         backoff = Backoff(clock, least=federation.outbox_backoff_min, most=federation.outbox_backoff_max)
         timeout = federation.request_timeout.seconds
@@ -292,6 +298,7 @@ class Server:
             members.tell_again,
         )
         restrained_doors.sender_of = rooms.sender_of
+        media.inspector = keeping.finish(rooms, media.store)
         devices.is_signing_key = cross_signing.is_signing_key
 
         # /sync.
@@ -299,7 +306,7 @@ class Server:
             Advertised(
                 name, settings.public_base_url, settings.rooms.default_version,
                 transports=transports(settings.calls.livekit_service_urls), capabilities=DELAYED_CAPABILITIES,
-            ), Absent(), Calls(settings.turn, settings.calls, clock), openid, moderated, restrictions, delayed, dehydrated,
+            ), Absent(), Calls(settings.turn, settings.calls, clock), openid, moderated, delayed, dehydrated,
             departures, users, sessions, tokens, devices, login, register, account,
             rooms_part, partial_joins, timeline, Relations(db, viewing), directory, write_routes, later, grace,
             summaries, Spaces(summaries, clock), dates, upgrades, MutualRooms(rooms), Following(db, rooms, account_data, push_rules),
@@ -320,7 +327,7 @@ class Server:
         self._sliding = SlidingSync(
             db, bell, clock, rooms, orders, tells, beside, account_data.ignored_users, sessions.require_alive, presence.seen,
         )  # fmt: skip
-        self._parts += [self._sync, self._sliding]
+        self._parts += [self._sync, self._sliding, *keeping.parts]
 
         # Other servers, as far as they ask us.
         outbox = Outbox(name, db, bell, clock, rooms, departures, connections, backoff)
@@ -333,7 +340,7 @@ class Server:
         self._parts += [
             keyring, kept_keys, Notary(name, key, keyring, clock), outbox if federation.enabled else Part(), ServesMedia(media),
             Queries(name, VERSION, directory, profiles, device_keys, one_time_keys),
-            Inbound(rooms, receiver, invites=invites, edus=edus), invites, Answers(name, db, clock, rooms, asking, chains),
+            Inbound(rooms, receiver, invites=invites, edus=edus, doors=doors), invites, Answers(name, db, clock, rooms, asking, chains),
             Joins(db, rooms, sender, members, receiver, remote, asking, chains, key),
             Hierarchy(summaries), DatesAnswers(asking, dates), UserInfo(openid),
         ]  # fmt: skip
@@ -357,14 +364,14 @@ class Server:
         self._listeners = Listeners(self.web, self.data_dir, clock)
         self._parts.append(_Looping(self._listeners.renew_certificates))
         self.db, self.bell, self.rooms, self.outbox, self.moderation = db, bell, rooms, outbox, moderation
-        self._restrictions = restrictions
         self._closing = [passwords.close, media.store.close, copies.store.close, keyring.close]
-        self._closing_later = [outward.close, to_gateways.close, lookups.close]
+        self._closing_later = [outward.close, to_gateways.close, to_webhooks.close, to_tools.close, lookups.close]
         self._inspection = Inspection(db, rooms, self._parts, settings.privacy.seal, moderation.checks)
         self.commands: Mapping[str, Command] = {
             **account.commands(),
             **tokens.commands(),
             **moderated.commands(),
+            **keeping.commands(),
             **self._inspection.commands(),
             **own_keys.commands(),
             **moderation.commands,
@@ -379,7 +386,7 @@ class Server:
         schemas = [part.schema for part in self._parts if part.schema is not None]
         await self.db.open(schemas, self.settings.server_name)
         await self.rooms.open()
-        await self._restrictions.open()
+        await self._keeping.open()
 
     async def start(self) -> None:
         """Listeners and loops. Raises OSError where a port is not to be had, NotSealed, WrongKey."""

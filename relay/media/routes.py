@@ -8,6 +8,7 @@ Spec: client-server-api/#content-repository.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from aiohttp import web
 from relay.clock import DAY, HOUR, SECOND, Clock
 from relay.config import Media as MediaSettings
 from relay.db import Database, Query, Row
-from relay.doors import Doors
+from relay.doors import Doors, Inspector
 from relay.errors import ApiError, Forbidden, InvalidParam, LimitExceeded, MissingParam, NotFound, Refused, TooLarge
 from relay.ids import is_opaque, is_server_name
 from relay.media.files import Reader, Store, new_media_id
@@ -115,6 +116,8 @@ class Media(Part):
         self._server_name = server_name
         self._waiting = Waiting(clock)
         self._arrivals: dict[str, asyncio.Event] = {}
+        # Looks at what is about to be kept; the server sets it to the moderators' and the operator's rules.
+        self.inspector: Inspector | None = None
         self.store = Store(folder)
         self.copies = copies
 
@@ -211,8 +214,12 @@ class Media(Part):
         try:
             watch.feed(head)
             await writer.add(head)
+            inspector = self.inspector if self.inspector is not None and self.inspector.wants_files else None
+            digest = hashlib.sha256(head) if inspector is not None else None
             async for chunk in chunks:
                 watch.feed(chunk)
+                if digest is not None:
+                    digest.update(chunk)
                 await writer.add(chunk)
             if claimed is None:
                 await self._doors.upload(request.user_id, writer.size)
@@ -220,6 +227,8 @@ class Media(Part):
                 raise Refused(
                     "This file is readable (text), and this relay stores only encrypted ones. Send it in an encrypted room."
                 )
+            if inspector is not None and digest is not None:
+                await inspector.file(request.user_id, self._address(media_id), writer.size, digest.hexdigest())
             await writer.finish()
             await self._record(request, media_id, writer.size, reserved is not None)
         except BaseException:

@@ -55,7 +55,7 @@ class Integrations(Part):
                 "integration_secrets",
                 "since when a program's secret is known",
                 {
-                    "fingerprint": ("hash of its name, secret and scopes", "until the config names it no more"),
+                    "secret_hash": ("hash of its name, secret and scopes", "until the config names it no more"),
                     "counts_ts": ("from when on it counts", "until the config names it no more"),
                 },
             ),
@@ -71,7 +71,7 @@ class Integrations(Part):
         ),
         steps=(
             """
-            CREATE TABLE integration_secrets (fingerprint TEXT PRIMARY KEY, counts_ts BIGINT NOT NULL);
+            CREATE TABLE integration_secrets (secret_hash TEXT PRIMARY KEY, counts_ts BIGINT NOT NULL);
             CREATE TABLE used_messages (actor TEXT NOT NULL, message_id TEXT NOT NULL, used_ts BIGINT NOT NULL,
                 PRIMARY KEY (actor, message_id)) CLUSTERED
             """,
@@ -88,15 +88,15 @@ class Integrations(Part):
     async def open(self) -> None:
         """Notes what is new in the config; a day later it counts."""
         now = self._clock.now()
-        present = {_fingerprint(one, secret) for one in self._known for secret in one.secrets}
+        present = {_hash_of(one, secret) for one in self._known for secret in one.secrets}
 
         def note(query: Query) -> dict[str, int]:
-            before: dict[str, int] = dict(query.all("SELECT fingerprint, counts_ts FROM integration_secrets"))
+            before: dict[str, int] = dict(query.all("SELECT secret_hash, counts_ts FROM integration_secrets"))
             for gone in before.keys() - present:
-                query.run("DELETE FROM integration_secrets WHERE fingerprint = $1", gone)
+                query.run("DELETE FROM integration_secrets WHERE secret_hash = $1", gone)
             counts = {f: before.get(f, now + WAITS_MS if before else now) for f in present}
             for new in present - before.keys():
-                query.run("INSERT INTO integration_secrets (fingerprint, counts_ts) VALUES ($1, $2)", new, counts[new])
+                query.run("INSERT INTO integration_secrets (secret_hash, counts_ts) VALUES ($1, $2)", new, counts[new])
             return counts
 
         with self._db.write() as tx:
@@ -140,7 +140,7 @@ class Integrations(Part):
             except Unauthorized as no:
                 refused = no
                 continue
-            counts_from = self._counts_from.get(_fingerprint(one, one.secrets[number]), now + WAITS_MS)
+            counts_from = self._counts_from.get(_hash_of(one, one.secrets[number]), now + WAITS_MS)
             if counts_from > now:
                 raise Forbidden("This secret, or a scope that came with it, is new: it counts a day after it was set.")
             return one, message_id
@@ -162,5 +162,5 @@ class Integrations(Part):
         tx.call(take)
 
 
-def _fingerprint(one: Integration, secret: str) -> str:
+def _hash_of(one: Integration, secret: str) -> str:
     return hashlib.sha256(orjson.dumps([one.name, secret, sorted(one.scopes)])).hexdigest()

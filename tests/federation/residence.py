@@ -143,7 +143,7 @@ class Residence:
             db, rooms, self.appender, intake, remote, seal, self.doors, self.key, local_user_exists=self._exists
         )
         self.parts = [
-            Inbound(rooms, self.receiver, invites, takers),
+            Inbound(rooms, self.receiver, invites, takers, OpenDoors()),
             Answers(US, db, self.clock, rooms, asking, chains),
             Joins(db, rooms, self.sender, self.members, self.receiver, remote, asking, chains, self.key),
             invites,

@@ -143,7 +143,7 @@ class Home:
             db, rooms, appender, intake, self.remote, self.seal, self.doors, self.key, local_user_exists=self._exists
         )
         parts = (
-            Inbound(rooms, self.receiver, invites, {}),
+            Inbound(rooms, self.receiver, invites, {}, OpenDoors()),
             Answers(name, db, self.clock, rooms, asking, chains),
             Joins(db, rooms, self.sender, self.members, self.receiver, self.remote, asking, chains, self.key),
             invites,

@@ -1,0 +1,52 @@
+"""The command line about the operator's own rules and programs: how they do, and secrets for them.
+
+`__main__.py` has the rest and the means: how a command is asked for, and how its answer is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import secrets
+from typing import Any
+
+from relay.config.hooks import MAX_SECRET_BYTES, SECRET_PREFIX
+from relay.peer_commands import Ask, Grammar, Tell
+
+
+def grow(grammar: Grammar, tell: Tell, ask: Ask) -> None:
+    """`ask` reaches the running relay or, where none runs, the data folder."""
+
+    def status(arguments: argparse.Namespace) -> int:
+        return tell(arguments, ask(arguments.data, "hooks.status", {}), _status)
+
+    def enable(arguments: argparse.Namespace) -> int:
+        result = ask(arguments.data, "webhooks.enable", {"name": arguments.name})
+        return tell(arguments, result, lambda _: f"The webhook {arguments.name} is told again.")
+
+    def secret(_: argparse.Namespace) -> int:
+        print(f"{SECRET_PREFIX}{base64.b64encode(secrets.token_bytes(MAX_SECRET_BYTES)).decode()}")
+        return 0
+
+    hooks = grammar.group("hooks", "rules and programs of your own (docs/hooks.md)")
+    hooks.add("status", status, "who is asked and who is told, and how it goes since the start", "--data data")
+    enabling = hooks.add("enable", enable, "tell a webhook again that wanted to be told no more", "NAME --data data")
+    enabling.add_argument("name", metavar="NAME", help="its name in the config")
+    hooks.add("secret", secret, "make a secret for the config", "")
+
+
+def _status(result: Any) -> str:
+    lines = []
+    for hook in result["hooks"]:
+        state = "is left alone for a while" if hook["resting"] else "is asked"
+        lines.append(
+            f"{hook['name']} {state} at {', '.join(hook['points'])}: {hook['asked']} times, {hook['refused']} refusals, "
+            f"{hook['failed']} failures"
+        )
+    for webhook in result["webhooks"]:
+        state = "wants to be told no more" if webhook["off"] else "is told"
+        lines.append(
+            f"{webhook['name']} {state}: {webhook['delivered']} delivered, {webhook['waiting']} waiting, "
+            f"{webhook['failed']} failed attempts, {webhook['given_up']} given up"
+        )
+    return "\n".join(lines) or "The config names no rules and no programs."
