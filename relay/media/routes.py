@@ -257,14 +257,8 @@ class Media(Part):
         with self._db.write() as tx:
             tx.run(
                 _FILL if reserved else _INSERT,
-                media_id,
-                uploader,
-                _hour(self._clock.now()),
-                size,
-                readable,
-                content_type,
-                file_name,
-            )
+                media_id, uploader, _hour(self._clock.now()), size, readable, content_type, file_name,
+            )  # fmt: skip
         await tx
 
     async def _take_picture(self, request: Request, media_id: str, head: bytes, rest: AsyncIterator[bytes]) -> None:
