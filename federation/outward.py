@@ -132,6 +132,32 @@ class Posting:
             raise RemoteError(host, 0, "it could not be reached, or broke off") from error
 
 
+class ToServices:
+    """Implements `relay.remote.SpeaksToServices`."""
+
+    def __init__(self, outward: Outward) -> None:
+        self._outward = outward
+
+    async def request(
+        self, method: str, url: str, *, token: str, body: bytes | None, timeout: float, most_bytes: int
+    ) -> tuple[int, bytes]:
+        target = URL(url, encoded=True)
+        host = target.host or ""
+        headers = {"Authorization": f"Bearer {token}"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            answer = await self._outward.request(method, target, headers=headers, body=body, timeout=timeout)
+            try:
+                return answer.status, await read_at_most(answer, most_bytes)
+            finally:
+                answer.release()
+        except TimeoutError as error:
+            raise RemoteError(host, 504, "it did not answer in time") from error
+        except (AnswerTooLarge, aiohttp.ClientError, OSError, ValueError) as error:
+            raise RemoteError(host, 0, "it could not be reached, or broke off") from error
+
+
 class AnswerTooLarge(Exception):
     """The body is larger than the caller takes."""
 

@@ -1,14 +1,14 @@
 """What this relay does not do and never will, answered in the words of the standard: with a reason instead of silence.
 
 Nothing here is kept or looked up. E-mail addresses and phone numbers as a way to an account stand in `accounts/account.py`.
-Spec: client-server-api/#adding-account-administrative-contact-information, #server-side-search, #third-party-networks.
+Spec: client-server-api/#adding-account-administrative-contact-information, #server-side-search.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from relay.errors import ApiError, NotFound, Unrecognized
+from relay.errors import ApiError, Unrecognized
 from relay.part import Part
 from relay.web import Answer, Request, Route
 
@@ -24,9 +24,6 @@ class Absent(Part):
         yield Route("POST", f"{V3}/search", self._no_search)
         for path in ("/_matrix/client/v1/media/preview_url", "/_matrix/media/v3/preview_url"):
             yield Route("GET", path, self._no_previews)
-        yield Route("GET", f"{V3}/thirdparty/protocols", self._no_protocols)
-        for name in ("protocol/{protocol}", "location", "location/{protocol}", "user", "user/{protocol}"):
-            yield Route("GET", f"{V3}/thirdparty/{name}", self._no_network)
 
     async def _no_threepids(self, request: Request) -> Answer:
         raise ApiError(
@@ -42,9 +39,3 @@ class Absent(Part):
 
     async def _no_previews(self, request: Request) -> Answer:
         raise Unrecognized("This relay makes no previews of links: it would have to be told what you write about.")
-
-    async def _no_protocols(self, request: Request) -> Answer:
-        return {}
-
-    async def _no_network(self, request: Request) -> Answer:
-        raise NotFound("This relay is connected to no other network.")

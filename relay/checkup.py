@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from relay import folder
+from relay.appservices.registration import load_all
 from relay.config import CONFIG_NAME, ConfigError, Listener, Settings
 
 DISK_ERROR_BYTES = 100 * 1024**2
@@ -53,6 +54,7 @@ def look(data_dir: Path, *, running: bool) -> tuple[list[Finding], Settings | No
     found += _name(settings)
     found += _key(data_dir, settings)
     found += _openness(settings)
+    found += _services(data_dir, settings)
     for listener in settings.listeners:
         found += _certificate(data_dir, listener)
         found += _port(listener, running=running)
@@ -127,6 +129,34 @@ def _openness(settings: Settings) -> Iterator[Finding]:
             "warning",
             "The seal is open: messages without encryption are stored readable.",
             "For a sealed relay set privacy.seal to standard, or leave it out.",
+        )
+
+
+def _services(data_dir: Path, settings: Settings) -> Iterator[Finding]:
+    files = settings.appservices.registration_files
+    try:
+        registrations = load_all(data_dir, files)
+    except ConfigError as bad:
+        yield Finding("error", str(bad), "The relay does not start with it. Mend it and run relay check again.")
+        return
+    for one in registrations:
+        yield Finding("ok", f"The registration of the application service {one.id} is good.")
+        if stat.S_IMODE(Path(one.file).stat().st_mode) & 0o077:
+            yield Finding(
+                "warning",
+                f"Other users of this machine can read the tokens in {one.file}.",
+                f"Close it: chmod 600 {one.file}, owned by the relay's user.",
+            )
+        if one.url is None:
+            yield Finding(
+                "warning",
+                f"The application service {one.id} has no url, so it is told of nothing.",
+                "If that is not wanted, have its program write the registration anew with its address.",
+            )
+    if registrations and settings.privacy.seal != "open":
+        yield Finding(
+            "ok",
+            f"The seal is {settings.privacy.seal}: bridges and bots have to encrypt what they send; what they send readable is refused.",
         )
 
 

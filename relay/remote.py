@@ -110,3 +110,13 @@ class Posts(Protocol):
     ) -> tuple[int, bytes]:
         """(status, body) of the answer to this JSON. Redirects are not followed. Raises RemoteError where none came."""
         ...
+
+
+class SpeaksToServices(Protocol):
+    """Requests to an address that the operator named in a registration file: anywhere, unsigned, with that file's token."""
+
+    async def request(
+        self, method: str, url: str, *, token: str, body: bytes | None, timeout: float, most_bytes: int
+    ) -> tuple[int, bytes]:
+        """(status, body). Redirects are not followed. Raises RemoteError: 504 where it took too long, 0 for the rest."""
+        ...

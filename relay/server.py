@@ -32,7 +32,7 @@ from federation.media import ServesMedia
 from federation.notary import Notary
 from federation.openid import UserInfo
 from federation.outbox import Outbox
-from federation.outward import Outward, Posting, tls_context
+from federation.outward import Outward, Posting, ToServices, tls_context
 from federation.queries import Queries
 from federation.spaces import Hierarchy
 from federation.xmatrix import XMatrix
@@ -50,6 +50,9 @@ from relay.accounts.sessions import Sessions
 from relay.accounts.tokens import RegistrationTokens
 from relay.accounts.users import Users
 from relay.advertised import Advertised
+from relay.appservices.assembled import Appservices
+from relay.appservices.registration import load_all
+from relay.appservices.services import ServiceDoors
 from relay.bell import Bell
 from relay.clock import Clock, SystemClock
 from relay.config import Settings
@@ -186,9 +189,10 @@ class Server:
         controls.also_ask(keeping.restrictions.refuses)
         controls.also_admit(keeping.restrictions.admits)
         keeping.restrictions.on_change.append(controls.changed)
+        service_doors = ServiceDoors()
         doors = Together(
             [
-                OpenDoors() if federation.enabled else AloneDoors(),
+                OpenDoors() if federation.enabled else AloneDoors(), service_doors,
                 controls, restrained_doors, invite_blocking, contact_gate, *keeping.doors,
             ]
         )  # fmt: skip
@@ -217,6 +221,11 @@ class Server:
         account = Account(db, users, sessions, devices, reauth)
         moderated = Moderated(db, users, sessions, devices, account, restrained)
         openid = OpenId(users, clock)
+        registrations = load_all(self.data_dir, settings.appservices.registration_files)
+        appservices = self._appservices = Appservices(
+            registrations, service_doors, db, clock, users, devices, ToServices(to_tools)
+        )
+        local_user_exists = appservices.asking.user_exists if registrations else users.exists
 
         # Rooms.
         appender = Appender(rooms)
@@ -235,7 +244,7 @@ class Server:
         afar.on_partial = partial_joins.begin
         members = Members(
             db, rooms, appender, sender, seal, doors, profiles, afar, receiver,
-            clear_rooms=settings.privacy.clear_rooms, local_user_exists=users.exists,
+            clear_rooms=settings.privacy.clear_rooms, local_user_exists=local_user_exists,
         )  # fmt: skip
         viewing = Viewing(db, rooms)
         filters = Filters(db)
@@ -279,6 +288,7 @@ class Server:
         media = Media(db, clock, settings.media, seal, doors, copies, name, media_folder / "local")
 
         # Who is told of what happens elsewhere.
+        appservices.answer_for_names(login, register, profiles, directory)
         rooms.updates_profile = members.update_profile
         profiles.update_rooms = members.update_profile
         profiles.adopt_avatar = media.adopt
@@ -327,7 +337,12 @@ class Server:
         self._sliding = SlidingSync(
             db, bell, clock, rooms, orders, tells, beside, account_data.ignored_users, sessions.require_alive, presence.seen,
         )  # fmt: skip
-        self._parts += [self._sync, self._sliding, *keeping.parts]
+        self._parts += [
+            self._sync, self._sliding, *keeping.parts,
+            *appservices.deliver(
+                bell, rooms, to_device, published, one_time_keys, sync_rooms.stripped, receipts, typing, presence
+            ),
+        ]  # fmt: skip
 
         # Other servers, as far as they ask us.
         outbox = Outbox(name, db, bell, clock, rooms, departures, connections, backoff)
@@ -336,7 +351,7 @@ class Server:
         edus = {edu_type: taker for part in self._parts for edu_type, taker in part.edus().items()}
         xmatrix = XMatrix(name, keyring, doors, outbox.heard_from, later.heard_from)
         asking, chains = Asking(rooms), Chains(db)
-        invites = Invites(db, rooms, appender, intake, remote, seal, doors, key, local_user_exists=users.exists)
+        invites = Invites(db, rooms, appender, intake, remote, seal, doors, key, local_user_exists=local_user_exists)
         self._parts += [
             keyring, kept_keys, Notary(name, key, keyring, clock), outbox if federation.enabled else Part(), ServesMedia(media),
             Queries(name, VERSION, directory, profiles, device_keys, one_time_keys),
@@ -360,7 +375,7 @@ class Server:
         routes = [
             pages.shown(route) if part in pages.parts else route for part in self._parts for route in part.routes()
         ]
-        self.web = Web(routes, sessions, xmatrix if federation.enabled else None, limits)
+        self.web = Web(routes, sessions, xmatrix if federation.enabled else None, limits, appservices.services)
         self._listeners = Listeners(self.web, self.data_dir, clock)
         self._parts.append(_Looping(self._listeners.renew_certificates))
         self.db, self.bell, self.rooms, self.outbox, self.moderation = db, bell, rooms, outbox, moderation
@@ -392,6 +407,7 @@ class Server:
         """Listeners and loops. Raises OSError where a port is not to be had, NotSealed, WrongKey."""
         await self._inspection.require_sealed()
         await self._own_keys.require_known()
+        await self._appservices.prepare()
         await self._listeners.open(self.settings.listeners)
         self._loops = asyncio.create_task(self._run_parts(), name="parts")
 

@@ -171,6 +171,11 @@ def _greeting(data_dir: Path, settings: Settings, *, has_users: bool, program: s
             f"The name {settings.server_name} is for trying out: it does not federate outside loopback, and it can't be changed later. "
             "For real use start on a new data folder with --server-name and a name of your own."
         )
+    services = len(settings.appservices.registration_files)
+    if services and settings.privacy.seal != "open":
+        lines.append(
+            f"Application services: {services}. The seal is {settings.privacy.seal}, so they have to encrypt what they send."
+        )
     if not has_users:
         lines.append("There is no account yet. In another terminal make the first:")
         lines.append(f"    {program} user add NAME --admin --data {answers.shown(data_dir)}")

@@ -21,6 +21,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
 from relay import wire
+from relay.callers import AssertsIdentities, Sessions
+from relay.callers import Caller as Caller
 from relay.errors import (
     ApiError,
     BadJson,
@@ -64,17 +66,6 @@ JSON_HEADERS = CIMultiDict({**HEADERS, "Content-Type": JSON_TYPE})
 
 
 @dataclass(slots=True, frozen=True)
-class Caller:
-    """The session behind an access token. `session` is its row's number, for logout and for idempotency."""
-
-    user_id: str
-    device_id: str
-    session: int
-    admin: bool = False
-    locked: bool = False
-
-
-@dataclass(slots=True, frozen=True)
 class Route:
     """One endpoint. `limit` names a rate class of the configuration; `body` "stream" leaves reading it to the function.
 
@@ -92,18 +83,6 @@ class Route:
     max_body: int = MAX_BODY
     when_locked: bool = False
     refusal: Refusal | None = None
-
-
-class Sessions(Protocol):
-    """Who is behind an access token; `accounts` implements it."""
-
-    def known(self, token: str) -> Caller | None:
-        """From memory, or None where the database has to be asked."""
-        ...
-
-    async def caller(self, token: str) -> Caller:
-        """Raises UnknownToken (soft_logout where it only expired)."""
-        ...
 
 
 class AuthenticatesServers(Protocol):
@@ -347,8 +326,14 @@ class Web:
     """Turns HTTP requests into calls of route functions, and whatever they raise into answers."""
 
     def __init__(
-        self, routes: Iterable[Route], sessions: Sessions, servers: AuthenticatesServers | None, limits: Limits
+        self,
+        routes: Iterable[Route],
+        sessions: Sessions,
+        servers: AuthenticatesServers | None,
+        limits: Limits,
+        services: AssertsIdentities | None = None,
     ) -> None:
+        """`services` is None where there are no application services."""
         everything = list(routes)
         self.routers = {
             "client": Router(r for r in everything if r.serves != "federation"),
@@ -357,6 +342,7 @@ class Web:
         }
         self._sessions = sessions
         self._servers = servers
+        self._services = services
         self._limits = limits
 
     def listener(self, serves: frozenset[str], trusted_proxies: Sequence[str] = ()) -> web.Server:
@@ -399,7 +385,7 @@ class Web:
                 request.body = await wire.whole(request.http, route.max_body)
         if route.auth == "user":
             request.caller = await self._caller(request)
-            if route.limit is not None:
+            if route.limit is not None and request.caller.limited:
                 self._limits.spend(route.limit, request.caller.user_id)
         elif route.auth == "server":
             if self._servers is None:
@@ -410,7 +396,10 @@ class Web:
         else:
             if route.auth == "optional" and _token(request) is not None:
                 request.caller = await self._caller(request)
-            if route.limit is not None:
+            elif self._services is not None and self._services.knows(token := _token(request) or ""):
+                # Signing in and registering: it proves itself, and names its user in the body.
+                request.caller = self._services.itself(token)
+            if route.limit is not None and (request.caller is None or request.caller.limited):
                 # Only in memory, and only for as long as the limit's bucket fills.
                 self._limits.spend(route.limit, request.address)
         return await route.function(request)
@@ -419,7 +408,12 @@ class Web:
         token = _token(request)
         if token is None:
             raise MissingToken("Sign in first: this needs an access token.")
-        caller = self._sessions.known(token) or await self._sessions.caller(token)
+        caller = self._sessions.known(token)
+        if caller is None:
+            if self._services is not None and self._services.knows(token):
+                caller = await self._services.caller(token, request.query)
+            else:
+                caller = await self._sessions.caller(token)
         if caller.locked and not request.route.when_locked:
             raise UserLocked
         return caller
@@ -455,6 +449,11 @@ def _ended(http: web.BaseRequest, error: ApiError, answer: web.StreamResponse) -
         # What was not read can't be told from the next request.
         answer.headers["Connection"] = "close"
     return answer
+
+
+def json_response(body: Mapping[str, Any], *, status: int) -> web.Response:
+    """An answer whose status says more than 200."""
+    return web.Response(status=status, body=orjson.dumps(body), headers=JSON_HEADERS)
 
 
 def _refusal(error: ApiError) -> web.Response:

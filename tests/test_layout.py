@@ -22,13 +22,13 @@ MAX_DOCSTRING_LINES = 12
 ORDER = (
     ("relay.ids", "relay.errors", "relay.clock"),
     ("relay.protocol",),
-    ("relay.config", "relay.config_example", "relay.db", "relay.bell", "relay.web", "relay.wire", "relay.limits", "relay.log",
+    ("relay.config", "relay.config_example", "relay.db", "relay.bell", "relay.web", "relay.callers", "relay.wire", "relay.limits", "relay.log",
      "relay.remote", "relay.doors", "relay.server_controls", "relay.part", "relay.departures", "relay.tables", "relay.upgrade", "relay.advertised", "relay.absent", "relay.listeners"),
     ("relay.accounts",),
     ("relay.rooms",),
     ("relay.people", "relay.keys", "relay.ephemeral", "relay.media", "relay.push"),
     ("relay.moderation", "relay.privacy"),
-    ("relay.sync",),
+    ("relay.sync", "relay.appservices"),
     ("federation", "relay.pages"),
     ("relay.control", "relay.folder", "relay.checkup", "relay.answers", "relay.inspection", "relay.moderating", "relay.reloading", "relay.own_keys", "relay.peer_commands", "relay.hook_commands", "relay.server", "relay.serving", "relay.__main__"),
 )  # fmt: skip

@@ -20,7 +20,7 @@ from relay.accounts.sessions import Sessions
 from relay.accounts.users import User, Users
 from relay.clock import MINUTE, SECOND
 from relay.db import Database, Tx
-from relay.errors import ApiError, NotFound
+from relay.errors import ApiError, Forbidden, NotFound
 from relay.part import Part
 from relay.web import Answer, Request, Route, get_bool, get_string
 
@@ -172,9 +172,12 @@ class Account(Part):
     # --- endpoints
 
     async def _whoami_route(self, request: Request) -> Answer:
-        return {"user_id": request.user_id, "device_id": request.who.device_id, "is_guest": False}
+        device = {"device_id": request.who.device_id} if request.who.device_id else {}
+        return {"user_id": request.user_id, **device, "is_guest": False}
 
     async def _password_route(self, request: Request) -> Answer:
+        if request.who.service:
+            raise Forbidden("An application service acts for its users without passwords, and gives them none.")
         body = request.optional_json()
         if "new_password" in body:
             passwords.require_acceptable(get_string(body, "new_password"))

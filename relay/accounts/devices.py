@@ -18,7 +18,7 @@ from relay.db import Database, Query, Tx
 from relay.errors import Forbidden, InvalidParam, NotFound
 from relay.part import Part
 from relay.tables import Schema, Table
-from relay.web import Answer, Request, Route, get_list, get_optional_string
+from relay.web import Answer, Request, Route, get_list, get_optional_string, json_response
 
 OnDeviceDeleted = Callable[[Tx, str, str], None]
 
@@ -77,6 +77,8 @@ class Devices(Part):
         self._sessions = sessions
         self._reauth = reauth
         self.on_device_deleted: list[OnDeviceDeleted] = []
+        # Called after the commit that made a device: (user, device).
+        self.on_device_added: list[Callable[[str, str], None]] = []
         # Whether this is the public part of a cross-signing key of the user; `keys` sets it.
         self.is_signing_key: Callable[[str, str], Awaitable[bool]] | None = None
 
@@ -105,6 +107,9 @@ class Devices(Part):
     def ids(self, query: Query, user_id: str) -> set[str]:
         """For writes that must not outlive a device: asked inside the database thread."""
         return {row[0] for row in query.all("SELECT device_id FROM devices WHERE user_id = $1", user_id)}
+
+    def of_everybody(self, query: Query) -> Collection[tuple[str, str]]:
+        return [(user_id, device_id) for user_id, device_id in query.all("SELECT user_id, device_id FROM devices")]
 
     def _all(self, query: Query, user_id: str) -> Collection[Device]:
         rows = query.all("SELECT device_id, display_name FROM devices WHERE user_id = $1 ORDER BY device_id", user_id)
@@ -142,7 +147,13 @@ class Devices(Part):
             if added and query.value("SELECT count(*) FROM devices WHERE user_id = $1", user_id) > MAX_DEVICES_PER_USER:
                 raise Forbidden(f"You are signed in on {MAX_DEVICES_PER_USER} devices. Sign out of some of them first.")
 
+        def tell() -> None:
+            for told in self.on_device_added:
+                told(user_id, device_id)
+
         tx.call(insert)
+        if self.on_device_added:
+            tx.after(tell)
 
     def delete(self, tx: Tx, user_id: str, device_ids: Collection[str]) -> None:
         """Their sessions, and all that anybody keeps for them."""
@@ -176,11 +187,13 @@ class Devices(Part):
         return (await self._own(request)).answer()
 
     async def _put_route(self, request: Request) -> Answer:
-        device = await self._own(request)
         name = get_optional_string(request.json(), "display_name")
+        if name is not None and len(name) > MAX_DISPLAY_NAME:
+            raise InvalidParam(f"A device's name has at most {MAX_DISPLAY_NAME} characters. Take a shorter one.")
+        if request.who.service and await self.get(request.user_id, request.params["device_id"]) is None:
+            return await self._make_for_service(request, name)
+        device = await self._own(request)
         if name is not None:
-            if len(name) > MAX_DISPLAY_NAME:
-                raise InvalidParam(f"A device's name has at most {MAX_DISPLAY_NAME} characters. Take a shorter one.")
             with self._db.write() as tx:
                 tx.run(
                     "UPDATE devices SET display_name = $3 WHERE user_id = $1 AND device_id = $2",
@@ -190,6 +203,14 @@ class Devices(Part):
                 )
             await tx
         return {}
+
+    async def _make_for_service(self, request: Request, name: str | None) -> Answer:
+        """A device on which nobody signs in: its service names it. Spec: application-service-api/#creating-devices"""
+        device_id = await self.choose_id(request.user_id, request.params["device_id"])
+        with self._db.write() as tx:
+            self.add(tx, request.user_id, device_id, name)
+        await tx
+        return json_response({}, status=201)
 
     async def _delete_route(self, request: Request) -> Answer:
         await self._reauth.require(request)

@@ -87,8 +87,11 @@ class Reauth:
     ) -> UiaResult:
         """Returns once one of the flows `stages` is complete. Raises AuthenticationNeeded.
 
-        `user_id` is whose password counts; by default that of the caller.
+        `user_id` is whose password counts; by default that of the caller. A service has proved itself by its token.
+        Spec: application-service-api/#server-admin-style-permissions, #device-management.
         """
+        if request.caller is not None and request.caller.service:
+            return UiaResult((), {key: value for key, value in request.optional_json().items() if key != "auth"})
         if user_id is None and request.caller is not None:
             user_id = request.caller.user_id
         body = dict(request.optional_json())

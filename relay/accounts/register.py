@@ -1,6 +1,7 @@
 """New accounts, where the configuration opens that door: with a token of the operator, or for everybody.
 
-Guests are not served. Spec: client-server-api/#account-registration.
+Application services make those of their namespaces without steps and passwords, whatever the mode. Guests are not
+served. Spec: client-server-api/#account-registration, application-service-api/#server-admin-style-permissions.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 from relay.accounts import passwords
 from relay.accounts.devices import Devices
+from relay.accounts.namespaces import SERVICE_LOGIN, Exclusive, Namespaces, NoNamespaces, of_service
 from relay.accounts.reauth import DUMMY, REGISTRATION_TOKEN, Flows, Reauth
 from relay.accounts.tokens import RegistrationTokens
 from relay.accounts.users import UserInUse, Users
@@ -46,6 +48,8 @@ class Register(Part):
         self._tokens = tokens
         self._doors = doors
         self._flows = FLOWS.get(registration.mode)
+        # The server sets it to `Services` where there are application services.
+        self.namespaces: Namespaces = NoNamespaces()
 
     def routes(self) -> Iterable[Route]:
         register = "/_matrix/client/v3/register"
@@ -68,6 +72,9 @@ class Register(Part):
             raise GuestsRefused("This server has no guests. Make an account, or ask its operator for one.")
         if kind != "user":
             raise InvalidParam("The parameter kind is user or guest.")
+        service = of_service(request)
+        if service:
+            return await self._register_for(service, request.json())
         flows = self._require_open()
         await self._check(request.optional_json())
         result = await self._reauth.require(request, flows)
@@ -85,19 +92,37 @@ class Register(Part):
             passwords.require_acceptable(password)
 
     async def _require_free(self, username: str) -> None:
-        if await self._users.exists(self._users.new_id(username)):
+        user_id = self._users.new_id(username)
+        if self.namespaces.reserved(user_id):
+            raise Exclusive("This user name belongs to a bridge or bot of this server. Take another one.")
+        if await self._users.exists(user_id):
             raise UserInUse("This user name is taken. Take another one.")
+
+    async def _register_for(self, service: str, body: dict[str, Any]) -> dict[str, Any]:
+        kind = get_optional_string(body, "type")
+        if kind not in (None, SERVICE_LOGIN):
+            raise ApiError(f"An application service registers its users with the type {SERVICE_LOGIN}.")
+        user_id = self._users.new_id(get_string(body, "username"), reserved=True)
+        if not self.namespaces.may_make(service, user_id):
+            raise Exclusive(
+                f"{user_id} is in none of this service's namespaces, or only another one's. Take another name."
+            )
+        return await self._make(body, user_id, None, None)
 
     async def _register(self, body: dict[str, Any], token: str | None) -> dict[str, Any]:
         user_id = self._users.new_id(get_optional_string(body, "username"))
         password = get_string(body, "password")
+        await self._doors.register(user_id)
+        return await self._make(body, user_id, await self._users.passwords.hash(password), token)
+
+    async def _make(
+        self, body: dict[str, Any], user_id: str, password_hash: str | None, token: str | None
+    ) -> dict[str, Any]:
         wanted_device = get_optional_string(body, "device_id")
         display_name = get_optional_string(body, "initial_device_display_name")
         refreshable = get_bool(body, "refresh_token", False)
         sign_in = not get_bool(body, "inhibit_login", False)
-        await self._doors.register(user_id)
         device_id = await self._devices.choose_id(user_id, wanted_device)
-        password_hash = await self._users.passwords.hash(password)
         answer: dict[str, Any] = {"user_id": user_id, "home_server": self._users.server_name}
         with self._db.write() as tx:
             self._users.add(tx, user_id, password_hash)

@@ -110,8 +110,11 @@ class Users(Part):
         name = get_optional_string(identifier or body, "user")
         return None if name is None else self.full_id(name)
 
-    def new_id(self, localpart: str | None) -> str:
-        """The user ID of a new account. Raises InvalidUsername. Spec: appendices/#user-identifiers."""
+    def new_id(self, localpart: str | None, *, reserved: bool = False) -> str:
+        """The user ID of a new account. Raises InvalidUsername. Spec: appendices/#user-identifiers.
+
+        `reserved`: an application service asks, whose names customarily begin with an underscore.
+        """
         if localpart is None:
             localpart = random_string(GENERATED_LOCALPART_LENGTH).lower()
         if localpart.startswith("@") and localpart.endswith(self._suffix):
@@ -121,7 +124,7 @@ class Users(Part):
             raise InvalidUsername(
                 "A user name consists of the letters a-z, digits and . _ = - / + only. Take another one."
             )
-        if localpart.startswith("_"):
+        if localpart.startswith("_") and not reserved:
             # Customary for bridges, which claim such names later.
             raise InvalidUsername("A user name does not begin with an underscore. Take another one.")
         user_id = f"@{localpart}{self._suffix}"

@@ -7,6 +7,7 @@ package reads the file, and no part looks a setting up by its name: parts get th
 
 from __future__ import annotations
 
+from relay.config.appservices import Appservices
 from relay.config.contact import Contact
 from relay.config.federation import Federation
 from relay.config.hooks import Hooks
@@ -31,6 +32,7 @@ from relay.config.values import Duration, Section, Size
 
 __all__ = [
     "Accounts",
+    "Appservices",
     "CONFIG_NAME",
     "Calls",
     "ConfigError",

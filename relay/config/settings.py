@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from relay.config.appservices import Appservices
 from relay.config.contact import Contact
 from relay.config.federation import Federation
 from relay.config.hooks import Hooks
@@ -58,6 +59,8 @@ class Settings(Section, frozen=True):
     """Rules and tools of your own: who is asked at the doors, who is told, who may decide. See docs/hooks.md."""
     calls: Calls = Calls()
     """Calls of many people (MatrixRTC)."""
+    appservices: Appservices = Appservices()
+    """Bridges and bots of yours (application services)."""
     log: Log = Log()
     """What the relay tells about itself, on standard error."""
 

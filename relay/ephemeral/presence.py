@@ -6,7 +6,7 @@ typing notices, so that they never touch the database. Spec: client-server-api/#
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from relay.bell import Bell
@@ -52,6 +52,8 @@ class Presence(Part):
         self._departures = departures
         self._server_name = server_name
         self._people: dict[str, _State] = {}
+        # Called with the person whose presence changed.
+        self.on_change: list[Callable[[str], None]] = []
 
     def routes(self) -> Iterable[Route]:
         path = "/_matrix/client/v3/presence/{user_id}/status"
@@ -100,11 +102,16 @@ class Presence(Part):
 
     async def _tell(self, user_id: str, state: _State) -> None:
         state.number = self._bell.ring_typing(await self._rooms.local_neighbours(user_id))
+        for told in self.on_change:
+            told(user_id)
         if server_of(user_id) == self._server_name:
             content = {"push": [{"user_id": user_id, **self._content(state)}]}
             content["push"][0].setdefault("last_active_ago", 0)
             servers = await self._rooms.servers_sharing(user_id)
             self._departures.passing(servers, "m.presence", content, f"presence {user_id}")
+
+    def of(self, user_id: str) -> dict[str, Any]:
+        return self._content(self._people.get(user_id) or _State())
 
     def _content(self, state: _State) -> dict[str, Any]:
         content: dict[str, Any] = {"presence": state.presence}

@@ -123,6 +123,8 @@ class Receipts(Part):
         self._loading: dict[str, list[Receipt]] = {}
         # Called after the commit with (user, room): what was derived from how far a local person has read is out of date.
         self.on_read: list[Callable[[str, str], None]] = []
+        # Called after the commit with what came, our people's and others'.
+        self.on_receipts: list[Callable[[list[Receipt]], None]] = []
         rooms.on_membership.append(self._membership_changed)
 
     def routes(self) -> Iterable[Route]:
@@ -203,6 +205,8 @@ class Receipts(Part):
             tx.ring({r.user_id for r in written}, room.room_id)
 
     def _take(self, receipts: list[Receipt]) -> None:
+        for told in self.on_receipts:
+            told(receipts)
         for receipt in receipts:
             recent = self._recent.get(receipt.room_id)
             if recent is None:
@@ -275,6 +279,17 @@ class Receipts(Part):
         self._own.get(user_id, {}).pop(room_id, None)
 
     # --- what others ask
+
+    @staticmethod
+    def since(query: Query, pos: int, limit: int) -> list[Receipt]:
+        """The latest of all rooms after `pos`, in order, read markers left out: for whoever begins to follow."""
+        rows = query.all(
+            f"SELECT {_COLUMNS} FROM receipts WHERE pos > $1 AND type <> $2 ORDER BY pos DESC LIMIT $3",
+            pos,
+            FULLY_READ,
+            limit,
+        )
+        return [Receipt(*row) for row in reversed(rows)]
 
     def own_known(self, user_id: str) -> Mapping[str, Mapping[tuple[str, str], int]] | None:
         """The same as `own`, where it is in memory."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from relay.bell import Bell
@@ -50,6 +50,8 @@ class TypingNotices(Part):
         self._server_name = server_name
         self._typing: OrderedDict[str, _Typing] = OrderedDict()
         self._begun = asyncio.Event()
+        # Called with the room where somebody began or stopped.
+        self.on_change: list[Callable[[str], None]] = []
         rooms.on_membership.append(self._membership_changed)
 
     def routes(self) -> Iterable[Route]:
@@ -108,6 +110,8 @@ class TypingNotices(Part):
         known.number = self._bell.ring_typing(tuple(room.local_joined))
         known.quiet_since = 0.0 if known.until else self._clock.monotonic()
         self._typing.move_to_end(room.room_id)
+        for told in self.on_change:
+            told(room.room_id)
 
     def _bound(self) -> None:
         while len(self._typing) > MAX_ROOMS:

@@ -14,7 +14,7 @@ import orjson
 
 from relay.accounts.devices import Devices
 from relay.db import Database, Tx
-from relay.errors import BadJson, Forbidden
+from relay.errors import BadJson, Forbidden, MissingParam
 from relay.ids import is_user_id, server_of
 from relay.keys import shapes
 from relay.keys.cross_signing import CrossSigning
@@ -66,6 +66,10 @@ class DeviceKeys(Part):
 
     async def _upload_route(self, request: Request) -> Answer:
         body, user_id, device_id = request.json(), request.user_id, request.who.device_id
+        if not device_id:
+            raise MissingParam(
+                "Keys belong to a device, and this request is of none: name it in the parameter device_id."
+            )
         if request.params.get("device_id", device_id) != device_id:
             raise Forbidden("A device can only upload its own keys.")
         one_time = parse(body, "one_time_keys", MAX_KEYS_PER_DEVICE)

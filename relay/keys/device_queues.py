@@ -7,7 +7,7 @@ a hundred; then a mark says up to which one, and the answer's token stands for t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import orjson
@@ -193,6 +193,25 @@ class DeviceQueues:
             {"sender": sender, "type": event_type, "content": orjson.Fragment(content)}
             for _, sender, event_type, content in rows[:limit]
         ], reached
+
+    @staticmethod
+    def waiting_for(query: Query, devices: Iterable[tuple[str, str]], after: int, upto: int, limit: int) -> list[Row]:
+        """(pos, user, device, sender, type, content) for several devices in (after, upto], in order, `limit` of each."""
+        found: list[Row] = []
+        for user_id, device_id in devices:
+            found += query.all(
+                "SELECT pos, user_id, device_id, sender, type, content FROM to_device_messages "
+                "WHERE user_id = $1 AND device_id = $2 AND pos > $3 AND pos <= $4 ORDER BY pos LIMIT $5",
+                user_id, device_id, after, upto, limit,
+            )  # fmt: skip
+        return sorted(found, key=lambda row: row[0])
+
+    @staticmethod
+    def taken(tx: Tx, devices: Iterable[tuple[str, str]], upto: int) -> None:
+        tx.many(
+            "DELETE FROM to_device_messages WHERE user_id = $1 AND device_id = $2 AND pos <= $3",
+            [(user_id, device_id, upto) for user_id, device_id in devices],
+        )
 
     @staticmethod
     def _waiting(

@@ -103,7 +103,7 @@ class ToDevice(Part):
         self._seal = seal
         self._doors = doors
         self._server_name = server_name
-        self._queues = DeviceQueues(db, devices)
+        self.queues = DeviceQueues(db, devices)
 
     def routes(self) -> Iterable[Route]:
         yield Route(
@@ -170,7 +170,7 @@ class ToDevice(Part):
                 if user_id not in local:
                     elsewhere.setdefault(server_of(user_id), {})[user_id] = messages
         with self._db.write() as tx:
-            self._queues.put(tx, sender, event_type, local, first)
+            self.queues.put(tx, sender, event_type, local, first)
             for server, theirs in elsewhere.items():
                 for part in _split(theirs):
                     content = {
@@ -224,7 +224,7 @@ class ToDevice(Part):
 
         if local:
             with self._db.write() as tx:
-                self._queues.put(tx, sender, event_type, local, first)
+                self.queues.put(tx, sender, event_type, local, first)
             try:
                 await tx
             except AlreadySent:
@@ -233,18 +233,18 @@ class ToDevice(Part):
     # --- handing out
 
     async def changes(self, ask: SyncAsk, share: SyncShare) -> None:
-        await self._queues.changes(ask, share)
+        await self.queues.changes(ask, share)
 
     async def hand_out(
         self, user_id: str, device_id: str, taken: int, upto: int, limit: int, *, quiet_since: int | None = None
     ) -> tuple[list[Any], int]:
         """For sliding sync, see `DeviceQueues.hand_out`."""
-        return await self._queues.hand_out(user_id, device_id, taken, upto, limit, quiet_since=quiet_since)
+        return await self.queues.hand_out(user_id, device_id, taken, upto, limit, quiet_since=quiet_since)
 
     # --- going
 
     def device_deleted(self, tx: Tx, user_id: str, device_id: str) -> None:
-        self._queues.device_deleted(tx, user_id, device_id)
+        self.queues.device_deleted(tx, user_id, device_id)
         tx.run("DELETE FROM to_device_sent WHERE user_id = $1 AND device_id = $2", user_id, device_id)
 
     async def run(self) -> None:

@@ -74,6 +74,8 @@ class Profiles(Part):
         self._doors = doors
         self._remote = remote
         self._open_to_everyone = open_to_everyone
+        # The server sets it where application services make accounts when they are asked for one.
+        self.local_user_exists: Callable[[str], Awaitable[bool]] = users.exists
         # Rewrites the member events of a user; the server sets it to what `rooms` offers.
         self.update_rooms: Callable[[str, Mapping[str, Any]], Awaitable[None]] | None = None
         # Keeps a picture that so far waits in memory; the server sets it to what `media` offers.
@@ -153,8 +155,10 @@ class Profiles(Part):
 
     async def _local(self, user_id: str, field: str | None) -> dict[str, Any]:
         fields = await self.of(user_id)
-        if not fields and not await self._users.exists(user_id):
-            raise NotFound("There is no such user on this server.")
+        if not fields:
+            if not await self.local_user_exists(user_id):
+                raise NotFound("There is no such user on this server.")
+            fields = await self.of(user_id)
         if field is None:
             return fields
         if field not in fields:

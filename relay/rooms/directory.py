@@ -7,7 +7,7 @@ before it is sent. Spec: client-server-api/#room-aliases, #listing-rooms, #mroom
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,10 @@ class Directory(Part):
         self._remote = remote
         self._clock = clock
         self._server_name = rooms.server_name
+        # For application services; the server sets both. Whether the caller's service owns an address (raises where it may
+        # not make it), and whether one has just made an address that was not known.
+        self.owned_by_service: Callable[[Caller, str], bool] | None = None
+        self.asks_services: Callable[[str], Awaitable[bool]] | None = None
         # Dropped when a room is published or withdrawn (rows of `rooms`), and by its age.
         self._list: _List | None = None
 
@@ -94,11 +98,9 @@ class Directory(Part):
 
     async def local_alias(self, alias: str) -> tuple[str, list[str]] | None:
         """(room ID, servers in it) of an address of ours."""
-        room_id = await self._db.read(
-            lambda query: query.value(
-                "SELECT r.room_id FROM aliases a JOIN rooms r ON r.nid = a.room_nid WHERE a.alias = $1", alias
-            )
-        )
+        room_id = await self._db.read(_room_of_alias, alias)
+        if room_id is None and self.asks_services is not None and await self.asks_services(alias):
+            room_id = await self._db.read(_room_of_alias, alias)
         if room_id is None:
             return None
         room = await self._rooms.get(room_id)
@@ -159,6 +161,8 @@ class Directory(Part):
         alias = self._own_alias(request.params["roomAlias"])
         room_id = get_string(request.json(), "room_id")
         room = await self._rooms.require_joined(room_id, request.user_id)
+        if self.owned_by_service is not None:
+            self.owned_by_service(request.who, alias)
         await self._doors.alias(request.user_id, alias, room_id)
         try:
             with self._db.write() as tx:
@@ -191,7 +195,8 @@ class Directory(Part):
         if row is None:
             raise NotFound(f"There is no room {alias} on this server.")
         room = await self._rooms.get(row[0])
-        if row[1] != request.user_id and not await self._may_address(room, request.who):
+        owned = self.owned_by_service is not None and self.owned_by_service(request.who, alias)
+        if row[1] != request.user_id and not owned and not await self._may_address(room, request.who):
             raise Forbidden("Only who made this address, a moderator of the room or an admin can remove it.")
         with self._db.write() as tx:
             tx.run("DELETE FROM aliases WHERE alias = $1", alias)
@@ -397,3 +402,10 @@ def _page_token(text: str) -> tuple[bool, tuple[int, str]]:
     except (ValueError, TypeError):
         pass
     raise InvalidParam("This is not a token of this list. Leave `since` out to begin at its start.")
+
+
+def _room_of_alias(query: Query, alias: str) -> str | None:
+    found: str | None = query.value(
+        "SELECT r.room_id FROM aliases a JOIN rooms r ON r.nid = a.room_nid WHERE a.alias = $1", alias
+    )
+    return found

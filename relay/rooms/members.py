@@ -59,8 +59,15 @@ class Members:
     # --- join
 
     async def join(
-        self, user_id: str, room_id: str, *, via: Sequence[str] = (), content: Mapping[str, Any] | None = None
+        self,
+        user_id: str,
+        room_id: str,
+        *,
+        via: Sequence[str] = (),
+        content: Mapping[str, Any] | None = None,
+        ts: int | None = None,
     ) -> None:
+        """`ts` is an application service's time for it, here and below; other servers' rooms take none."""
         room = await self._rooms.get(room_id)
         if room is not None and room.members.get(user_id) == "join" and room.local_joined:
             return
@@ -73,7 +80,7 @@ class Members:
             if authoriser is None or server_of(authoriser) == self._server_name:
                 if authoriser is not None:
                     member["join_authorised_via_users_server"] = authoriser
-                await self._change(room_id, sender=user_id, target=user_id, content=member)
+                await self._change(room_id, sender=user_id, target=user_id, content=member, ts=ts)
                 return
             via = [*via, server_of(authoriser)]
         placed_elsewhere = await self._afar.join(
@@ -142,7 +149,7 @@ class Members:
 
     # --- leave, and what others do to somebody
 
-    async def leave(self, user_id: str, room_id: str, reason: str | None = None) -> None:
+    async def leave(self, user_id: str, room_id: str, reason: str | None = None, *, ts: int | None = None) -> None:
         room = await self._rooms.get(room_id)
         mine = self._rooms.membership(room_id, user_id)
         if room is None or mine is None:
@@ -150,7 +157,7 @@ class Members:
         if mine in ("leave", "ban"):
             raise Forbidden("You are not in this room any more.")
         if room.known and room.local_joined:
-            await self._change(room_id, sender=user_id, target=user_id, content={"membership": "leave"})
+            await self._change(room_id, sender=user_id, target=user_id, content={"membership": "leave"}, ts=ts)
             return
         await self._afar.leave(user_id, room)
 
@@ -163,7 +170,15 @@ class Members:
                 except ApiError:
                     continue
 
-    async def invite(self, sender: str, room_id: str, target: str, content: Mapping[str, Any] | None = None) -> None:
+    async def invite(
+        self,
+        sender: str,
+        room_id: str,
+        target: str,
+        content: Mapping[str, Any] | None = None,
+        *,
+        ts: int | None = None,
+    ) -> None:
         await self._rooms.require_joined(room_id, sender)
         room = await self._whole(room_id)
         if room.members.get(target) == "join":
@@ -179,7 +194,7 @@ class Members:
         if local:
             await self._doors.invite(sender, target, room_id)
             member.update(await self._profiles.member_content(target))
-            await self._change(room_id, sender=sender, target=target, content=member)
+            await self._change(room_id, sender=sender, target=target, content=member, ts=ts)
             return
         async with room.lock:
             event = await self._sender.judged(
@@ -199,23 +214,23 @@ class Members:
         if verdict.outcome != "accepted":
             raise Forbidden(f"The room has changed meanwhile, and no longer allows this: {verdict.reason}.")
 
-    async def kick(self, sender: str, room_id: str, target: str) -> None:
+    async def kick(self, sender: str, room_id: str, target: str, *, ts: int | None = None) -> None:
         await self._rooms.require_joined(room_id, sender)
         room = await self._whole(room_id)
         if room.members.get(target) not in ("join", "invite", "knock"):
             raise Forbidden(f"{target} is not in this room.")
-        await self._change(room_id, sender=sender, target=target, content={"membership": "leave"})
+        await self._change(room_id, sender=sender, target=target, content={"membership": "leave"}, ts=ts)
 
-    async def ban(self, sender: str, room_id: str, target: str) -> None:
+    async def ban(self, sender: str, room_id: str, target: str, *, ts: int | None = None) -> None:
         await self._whole(room_id)
-        await self._change(room_id, sender=sender, target=target, content={"membership": "ban"})
+        await self._change(room_id, sender=sender, target=target, content={"membership": "ban"}, ts=ts)
 
-    async def unban(self, sender: str, room_id: str, target: str) -> None:
+    async def unban(self, sender: str, room_id: str, target: str, *, ts: int | None = None) -> None:
         await self._rooms.require_joined(room_id, sender)
         room = await self._whole(room_id)
         if room.members.get(target) != "ban":
             raise Forbidden(f"{target} is not banned from this room.")
-        await self._change(room_id, sender=sender, target=target, content={"membership": "leave"})
+        await self._change(room_id, sender=sender, target=target, content={"membership": "leave"}, ts=ts)
 
     async def knock(self, user_id: str, room_id: str, *, via: Sequence[str] = ()) -> None:
         await self._doors.knock(user_id, room_id)
@@ -279,7 +294,9 @@ class Members:
             except ApiError:
                 continue
 
-    async def _change(self, room_id: str, *, sender: str, target: str, content: dict[str, Any]) -> Stored:
+    async def _change(
+        self, room_id: str, *, sender: str, target: str, content: dict[str, Any], ts: int | None = None
+    ) -> Stored:
         """One member event in a room that we are in. The sender need not be in it: she may just be coming."""
         content = self._seal.outgoing("m.room.member", target, content)
         for _ in range(3):
@@ -290,7 +307,7 @@ class Members:
                 if room.dropped:
                     continue
                 event = await self._sender.judged(
-                    room, sender=sender, type="m.room.member", content=content, state_key=target
+                    room, sender=sender, type="m.room.member", content=content, state_key=target, ts=ts
                 )
                 if room.dropped:
                     continue

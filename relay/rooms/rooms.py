@@ -32,6 +32,8 @@ COMPLETION_SECONDS = 60.0
 STILL_COMING = "This room is large and its members are still being fetched from other servers. Try again in a minute."
 
 OnMembership = Callable[[Room, str, str | None, str, int], None]
+# (room, user, membership before): every change of a local one, those that came with a whole state too
+OnLocalMembership = Callable[[str, str, "Membership | None"], None]
 
 
 @dataclass(slots=True)
@@ -57,6 +59,7 @@ class Rooms:
         self._memberships: dict[str, dict[str, Membership]] = {}
         self._joined: dict[str, frozenset[str]] = {}
         self.on_membership: list[OnMembership] = []
+        self.on_local_membership: list[OnLocalMembership] = []
         # Events of ours, or to be passed on by us, of rooms with other servers in them; `append.py` notes them.
         self.leaving: Fresh[Stored] = Fresh()
         self._coming: Counter[str] = Counter()
@@ -152,13 +155,21 @@ class Rooms:
 
     def take_membership(self, room_id: str, user_id: str, one: Membership) -> None:
         """After a commit; the log entry is the row of `memberships`."""
-        self._memberships.setdefault(user_id, {})[room_id] = one
+        mine = self._memberships.setdefault(user_id, {})
+        before = mine.get(room_id)
+        mine[room_id] = one
         self._joined.pop(user_id, None)
+        for callback in self.on_local_membership:
+            callback(room_id, user_id, before)
 
     def take_forgotten(self, room_id: str, user_id: str) -> None:
         one = self.memberships(user_id).get(room_id)
         if one is not None:
             one.forgotten = True
+
+    def all_memberships(self) -> Iterable[tuple[str, Mapping[str, Membership]]]:
+        """Those of everybody here; the caller does not change them."""
+        return self._memberships.items()
 
     # --- rooms
 
@@ -258,7 +269,7 @@ class Rooms:
     async def neighbours(self, user_id: str) -> set[str]:
         """Everybody who shares a joined room with this user, here and elsewhere, without the user."""
         found: set[str] = set()
-        for room_id in await self._rooms_of(user_id):
+        for room_id in await self.rooms_of(user_id):
             room = await self.get(room_id)
             if room is not None:
                 found.update(u for u, m in room.members.items() if m == "join")
@@ -268,7 +279,7 @@ class Rooms:
     async def local_neighbours(self, user_id: str) -> set[str]:
         """The local people who share a joined room with this user, and the user, if local."""
         found = {user_id} if server_of(user_id) == self.server_name else set()
-        for room_id in await self._rooms_of(user_id):
+        for room_id in await self.rooms_of(user_id):
             room = await self.get(room_id)
             if room is not None:
                 found |= room.local_joined
@@ -277,7 +288,7 @@ class Rooms:
     async def servers_sharing(self, user_id: str) -> set[str]:
         """The other servers in the rooms of this user."""
         found: set[str] = set()
-        for room_id in await self._rooms_of(user_id):
+        for room_id in await self.rooms_of(user_id):
             room = await self.get(room_id)
             if room is not None:
                 found |= room.servers
@@ -285,13 +296,14 @@ class Rooms:
         return found
 
     async def share_a_room(self, a: str, b: str) -> bool:
-        return a == b or not (await self._rooms_of(a)).isdisjoint(await self._rooms_of(b))
+        return a == b or not (await self.rooms_of(a)).isdisjoint(await self.rooms_of(b))
 
     async def shared(self, a: str, b: str) -> frozenset[str]:
         """The rooms that both are in."""
-        return await self._rooms_of(a) & await self._rooms_of(b)
+        return await self.rooms_of(a) & await self.rooms_of(b)
 
-    async def _rooms_of(self, user_id: str) -> frozenset[str]:
+    async def rooms_of(self, user_id: str) -> frozenset[str]:
+        """The joined rooms of a user, here or elsewhere, in which people of ours are."""
         if server_of(user_id) == self.server_name:
             return self.joined(user_id)
         rows = await self.db.read(
@@ -339,6 +351,21 @@ class Rooms:
         """The newest `limit` events of a room's timeline in (after_pos, upto_pos], oldest first."""
         version = query.value("SELECT version FROM rooms WHERE nid = $1", room_nid)
         return store.latest(query, room_nid, VERSIONS[version], after_pos, upto_pos, limit) if version else []
+
+    def departed(self, query: Query, since: int) -> list[tuple[str, str, int]]:
+        """(room, user, pos) of everybody who ceased to be joined after `since`."""
+        rows = query.all(
+            "SELECT r.room_id, l.user_id, l.pos FROM membership_log l JOIN rooms r ON r.nid = l.room_nid "
+            "WHERE l.pos > $1 AND l.before = 'join' AND l.after <> 'join' ORDER BY l.pos",
+            since,
+        )
+        return [(room_id, user_id, pos) for room_id, user_id, pos in rows]
+
+    def aliases(self, query: Query, room_id: str) -> list[str]:
+        rows = query.all(
+            "SELECT a.alias FROM aliases a JOIN rooms r ON r.nid = a.room_nid WHERE r.room_id = $1", room_id
+        )
+        return [alias for (alias,) in rows]
 
     def membership_changes(
         self, query: Query, room_ids: Iterable[str], since: int, upto: int

@@ -101,6 +101,7 @@ class Sender:
         content: dict[str, Any],
         state_key: str | None = None,
         redacts: str | None = None,
+        ts: int | None = None,
     ) -> Event:
         """The same with the state read from the room, the doors and the room's policy server asked. The caller holds
         `room.lock`."""
@@ -108,7 +109,9 @@ class Sender:
             raise ApiError(STILL_COMING, status=503)
         keys = [CREATE, *auth_keys(type, sender, state_key, content, room.version)]
         state = await room.state_events(keys)
-        event = self.build(room, state, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts)
+        event = self.build(
+            room, state, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts, ts=ts
+        )
         await self._doors.send(event)
         return event if self.policy_signed is None else await self.policy_signed(room, event)
 
@@ -124,10 +127,11 @@ class Sender:
         sent_by: tuple[str, str, str] | None = None,
         endpoint: str = "",
         sealed: bool = True,
+        ts: int | None = None,
         beside: Callable[[Tx, Stored], None] | None = None,
     ) -> Stored:
         """Appends one event of a local user who is in the room. `sent_by` is (user, device, transaction ID), which holds for
-        one `endpoint`: what was sent before under it is returned, not sent again.
+        one `endpoint`: what was sent before under it is returned, not sent again. `ts` is an application service's time for it.
 
         A state event that says what already holds is not sent again. `beside` adds statements to the same write.
         """
@@ -149,7 +153,7 @@ class Sender:
                         return same
                 try:
                     event = await self.judged(
-                        room, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts
+                        room, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts, ts=ts
                     )
                 except Dropped as dropped:
                     return Stored(dropped.event, 0, None, room.nid, None, LOCAL)
@@ -169,7 +173,7 @@ class Sender:
                             *sent_by,
                             endpoint,
                             one.nid,
-                            event.origin_server_ts // HOUR * HOUR,
+                            self._clock.now() // HOUR * HOUR,
                         )
                     if levels is not None:
                         redactions.record(tx, room, one, target, levels)

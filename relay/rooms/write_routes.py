@@ -125,6 +125,7 @@ class WriteRoutes(Part):
             # Spec: client-server-api/#put_matrixclientv3roomsroomidsendeventtypetxnid, since v1.18
             what["redacts"] = get_string(content, "redacts")
             what["content"] = {key: value for key, value in content.items() if key != "redacts"}
+        what["ts"] = _ts(request)
         endpoint = f"send {room_id} {event_type}"
         return _event_id(await self._once.send(who, params["txnId"], endpoint, self._sender.send, **what))
 
@@ -150,46 +151,53 @@ class WriteRoutes(Part):
                 "A room begins with its m.room.create event and can't have another. Make a new room, or upgrade this one."
             )
         if event_type == MEMBER:
-            return _event_id(await self._put_member(request.user_id, room_id, state_key, content))
+            return _event_id(await self._put_member(request.who, room_id, state_key, content, _ts(request)))
         if event_type == CANONICAL_ALIAS and state_key == "":
             room = await self._rooms.require_joined(room_id, request.user_id)
             await self._directory.check_canonical(room, content)
         one = await self._sender.send(
-            room_id, sender=request.user_id, type=event_type, content=content, state_key=state_key
+            room_id, sender=request.user_id, type=event_type, content=content, state_key=state_key, ts=_ts(request)
         )
         return _event_id(one.id)
 
-    async def _put_member(self, user_id: str, room_id: str, target: str, content: dict[str, Any]) -> str:
+    async def _put_member(self, who: Caller, room_id: str, target: str, content: dict[str, Any], ts: int | None) -> str:
         """A membership set as state: the same duties as by its own endpoint."""
         require_user_id(target)
+        user_id = who.user_id
         membership = content.get("membership")
         now = await self._membership_of(room_id, target)
         if membership == "join":
             if target != user_id:
                 raise Forbidden("You can't join a room for somebody else. Invite them.")
             if now == "join":  # Her name or avatar in this room.
-                one = await self._sender.send(room_id, sender=user_id, type=MEMBER, content=content, state_key=target)
+                one = await self._sender.send(
+                    room_id, sender=user_id, type=MEMBER, content=content, state_key=target, ts=ts
+                )
                 return one.id
-            self._limits.spend("joins", user_id)
-            await self._members.join(user_id, room_id, content=content)
+            self._spend("joins", who)
+            await self._members.join(user_id, room_id, content=content, ts=ts)
         elif membership == "invite":
-            self._limits.spend("invites", user_id)
-            await self._members.invite(user_id, room_id, target, content)
+            self._spend("invites", who)
+            await self._members.invite(user_id, room_id, target, content, ts=ts)
         elif membership == "leave":
             if target == user_id:
-                await self._members.leave(user_id, room_id)
+                await self._members.leave(user_id, room_id, ts=ts)
             elif now == "ban":
-                await self._members.unban(user_id, room_id, target)
+                await self._members.unban(user_id, room_id, target, ts=ts)
             else:
-                await self._members.kick(user_id, room_id, target)
+                await self._members.kick(user_id, room_id, target, ts=ts)
         elif membership == "ban":
-            await self._members.ban(user_id, room_id, target)
+            await self._members.ban(user_id, room_id, target, ts=ts)
         elif membership == "knock" and target == user_id:
-            self._limits.spend("joins", user_id)
+            self._spend("joins", who)
             await self._members.knock(user_id, room_id)
         else:
             raise BadJson("The membership is one of join, invite, leave, ban and, for yourself, knock.")
         return await self._member_event(room_id, target)
+
+    def _spend(self, rate_class: str, who: Caller) -> None:
+        if who.limited:
+            self._limits.spend(rate_class, who.user_id)
 
     async def _membership_of(self, room_id: str, user_id: str) -> str | None:
         room = await self._rooms.get(room_id)
@@ -267,6 +275,13 @@ def _target(body: dict[str, Any]) -> str:
     if "user_id" not in body:
         raise MissingParam("The key user_id is missing: whom is it about?")
     return require_user_id(body["user_id"])
+
+
+def _ts(request: Request) -> int | None:
+    """The time that an application service gives an event. Spec: application-service-api/#timestamp-massaging"""
+    if not request.who.service or "ts" not in request.query:
+        return None
+    return request.query_int("ts", 0)
 
 
 def _event_id(event_id: str) -> bytes:
