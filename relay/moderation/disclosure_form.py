@@ -61,7 +61,7 @@ def parse_disclosure(value: object) -> Disclosure:
     if unknown:
         raise InvalidParam(f"{KEY} has keys that it should not have. Make the proof with this relay's own tool.")
     category, good_faith = value.get("category", "other"), value.get("good_faith", False)
-    if category not in CATEGORIES:
+    if not isinstance(category, str) or category not in CATEGORIES:
         raise InvalidParam(f"The category is one of: {', '.join(sorted(CATEGORIES))}.")
     if good_faith is not True:
         raise InvalidParam("Say that you report in good faith: good_faith has to be true.")
