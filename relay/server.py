@@ -78,6 +78,7 @@ from relay.listeners import Listeners
 from relay.media.remote_copies import RemoteCopies
 from relay.media.routes import Media
 from relay.moderation import assembled as moderation_assembled
+from relay.moderation.acting import Means
 from relay.moderation.doorkeeping import Doorkeeping
 from relay.own_keys import OwnKeys
 from relay.pages import assembled as pages_assembled
@@ -362,8 +363,9 @@ class Server:
 
         # Reports, decisions, and the log of both.
         moderation = moderation_assembled.assemble(
-            db, clock, users, rooms, viewing, kept_keys.verified_here, media.held
-        )
+            db, clock, users, rooms, viewing, kept_keys.verified_here, media.held,
+            Means(devices, account, moderated, sender, members, keeping),
+        )  # fmt: skip
         self._parts += moderation.parts
 
         # What a browser shows.

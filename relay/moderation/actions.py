@@ -50,6 +50,7 @@ DONE_KEPT_MS = 7 * DAY
 LOOK_EVERY_SECONDS = 60.0
 MAX_WAITING = 1_000
 WAITING, RUNNING, DONE = 0, 1, 2
+OPERATOR = "operator"
 
 Beside = Callable[[Tx], None]
 
@@ -208,8 +209,13 @@ class Actions(Part):
             user = await self._users.get(act.target)
             if user.deactivated:
                 raise NotFound(f"The account {act.target} is closed for good.")
-        if local and await self._persons.is_moderator(act.target):
+        # The operator has the machine, and with it the last word.
+        if local and act.actor != OPERATOR and await self._persons.is_moderator(act.target):
             raise Forbidden("A moderator's account can't be restricted. Take the rank away first.")
+
+    async def restrain(self, actor: str, measure: str, user_id: str, on: bool) -> None:
+        """For `Moderated.through`: the standard's endpoints and the command line."""
+        await self.take(Act(measure, user_id, actor, "by_hand", undo=not on))
 
     def _record(self, tx: Tx, act: Act, beside: Beside | None, *, action: str | None = None) -> None:
         self._audit.record(
@@ -388,7 +394,7 @@ class Actions(Part):
         """Carries out what was confirmed or is due, goes on with what a crash interrupted, ends what is over."""
         while True:
             self._woken.clear()
-            now = self._clock.now()
+            began, now = self._clock.monotonic(), self._clock.now()
             for waiting in await self.waiting():
                 if waiting.due_ts is not None and waiting.due_ts <= now:
                     await self._begin(waiting, waiting.act.actor, waiting.act.measure)
@@ -398,7 +404,7 @@ class Actions(Part):
                 await self._finish(waiting)
             await self._end_what_is_over()
             await self._sweep()
-            await rest(self._clock, self._woken, LOOK_EVERY_SECONDS)
+            await rest(self._clock, self._woken, began + LOOK_EVERY_SECONDS - self._clock.monotonic())
 
     async def _finish(self, waiting: WaitingAct) -> None:
         act, done, failed = waiting.act, 1, 0

@@ -9,7 +9,9 @@ from typing import Any
 from relay.accounts.users import Users
 from relay.clock import Clock
 from relay.db import Database
+from relay.moderation import acting as acting_parts
 from relay.moderation import proving as proving_parts
+from relay.moderation.acting import Acting, Means
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.disclosure import HeldMedia, VerifiedHere
 from relay.moderation.moderation_commands import ModerationCommands
@@ -27,6 +29,7 @@ class Moderation:
 
     audit_log: AuditLog
     proving: Proving
+    acting: Acting
     parts: list[Part] = field(default_factory=list)
     commands: Mapping[str, Command] = field(default_factory=dict)
     # Findings for `relay check`.
@@ -41,8 +44,14 @@ def assemble(
     viewing: Viewing,
     verified_here: VerifiedHere,
     held_media: HeldMedia,
+    means: Means,
 ) -> Moderation:
     audit_log = AuditLog(db, clock, users.server_name)
     proving = proving_parts.assemble(db, clock, users, rooms, viewing, verified_here, held_media, audit_log)
-    commands = {**ModerationCommands(db, audit_log, users.server_name).commands(), **proving.commands}
-    return Moderation(audit_log, proving, [audit_log, *proving.parts], commands, proving.checks)
+    acting = acting_parts.assemble(db, clock, users, rooms, means, audit_log, proving.keys)
+    commands = {
+        **ModerationCommands(db, audit_log, users.server_name).commands(),
+        **proving.commands,
+        **acting.commands,
+    }
+    return Moderation(audit_log, proving, acting, [audit_log, *proving.parts, *acting.parts], commands, proving.checks)

@@ -178,13 +178,13 @@ class Webhooks(Part):
         woken = self._woken[target.name]
         while True:
             woken.clear()
-            now = self._clock.now()
+            began, now = self._clock.monotonic(), self._clock.now()
             rows, following = await self._db.read(_due, target.name, now)
             for row in rows:
                 await self._deliver(target, row)
             if not rows:
                 wait = LOOK_EVERY_SECONDS if following is None else max(0.0, (following - now) / SECOND)
-                await rest(self._clock, woken, min(wait, LOOK_EVERY_SECONDS))
+                await rest(self._clock, woken, began + min(wait, LOOK_EVERY_SECONDS) - self._clock.monotonic())
 
     async def _deliver(self, target: WebhookTarget, row: _Waiting) -> None:
         posts = self._anywhere if target.allow_private_addresses else self._outside

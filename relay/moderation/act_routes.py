@@ -1,0 +1,90 @@
+"""Measures over the API: take one, see what waits for a second person, confirm or cancel it; what is in force; strikes.
+
+For moderators with a session of their own; programs decide cases instead (`integrations.py`). Spec: docs/safety-api.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from relay.errors import Forbidden, InvalidParam
+from relay.moderation.actions import Actions
+from relay.moderation.acts import MEASURES, Act
+from relay.moderation.persons import Persons
+from relay.moderation.restrictions import KINDS, Restrictions, as_json
+from relay.part import Part
+from relay.web import Answer, Request, Route, get_bool, get_optional_string, get_string
+
+BASE = "/_relay/safety/v1"
+
+
+class ActRoutes(Part):
+    def __init__(self, actions: Actions, restrictions: Restrictions, persons: Persons) -> None:
+        self._actions = actions
+        self._restrictions = restrictions
+        self._persons = persons
+
+    def routes(self) -> Iterable[Route]:
+        yield Route("GET", f"{BASE}/measures", self._measures)
+        yield Route("POST", f"{BASE}/acts", self._take)
+        yield Route("GET", f"{BASE}/acts", self._waiting)
+        yield Route("POST", f"{BASE}/acts/{{actId}}/confirm", self._confirm)
+        yield Route("POST", f"{BASE}/acts/{{actId}}/cancel", self._cancel)
+        yield Route("GET", f"{BASE}/restrictions", self._in_force)
+        yield Route("GET", f"{BASE}/users/{{userId}}/strikes", self._strikes)
+
+    async def _moderator(self, request: Request) -> str:
+        if not await self._persons.is_moderator(request.user_id):
+            raise Forbidden("Only moderators of this server may do this.")
+        return request.user_id
+
+    async def _measures(self, request: Request) -> Answer:
+        await self._moderator(request)
+        return {
+            "measures": {
+                name: {"target": one.target, "reversible": one.reversible, "in_a_room": one.in_a_room}
+                for name, one in MEASURES.items()
+            }
+        }
+
+    async def _take(self, request: Request) -> Answer:
+        actor, body = await self._moderator(request), request.json()
+        lasts = body.get("lasts_ms")
+        if lasts is not None and type(lasts) is not int:
+            raise InvalidParam("The key lasts_ms is a whole number of milliseconds.")
+        act = Act(
+            get_string(body, "measure"), get_string(body, "target"), actor, get_string(body, "reason_code"),
+            get_optional_string(body, "room_id"), get_optional_string(body, "report_id"), lasts_ms=lasts,
+            erase=get_bool(body, "erase", False), undo=get_bool(body, "undo", False),
+        )  # fmt: skip
+        return (await self._actions.take(act)).as_json()
+
+    async def _waiting(self, request: Request) -> Answer:
+        await self._moderator(request)
+        return {"acts": [one.as_json() for one in await self._actions.waiting()]}
+
+    async def _confirm(self, request: Request) -> Answer:
+        actor = await self._moderator(request)
+        return (await self._actions.confirm(request.params["actId"], actor)).as_json()
+
+    async def _cancel(self, request: Request) -> Answer:
+        await self._actions.cancel(request.params["actId"], await self._moderator(request))
+        return {}
+
+    async def _in_force(self, request: Request) -> Answer:
+        await self._moderator(request)
+        kind = request.query.get("kind")
+        if kind is not None and kind not in KINDS:
+            raise InvalidParam(f"The parameter kind is one of: {', '.join(KINDS)}.")
+        kinds = KINDS if kind is None else (kind,)
+        return {"restrictions": [as_json(one) for k in kinds for one in await self._restrictions.listed(k)]}
+
+    async def _strikes(self, request: Request) -> Answer:
+        await self._moderator(request)
+        strikes = await self._actions.strikes(request.params["userId"])
+        return {
+            "strikes": [
+                {"day": s.given_day, "until": s.until_ts, "reason_code": s.reason_code, "report_id": s.case_id}
+                for s in strikes
+            ]
+        }

@@ -1,0 +1,64 @@
+"""Builds the parts that act: measures, and the tools of others that ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from relay.accounts.account import Account
+from relay.accounts.devices import Devices
+from relay.accounts.moderated import Moderated
+from relay.accounts.users import Users
+from relay.clock import Clock
+from relay.db import Database
+from relay.moderation.act_routes import ActRoutes
+from relay.moderation.actions import Actions
+from relay.moderation.audit_log import AuditLog
+from relay.moderation.doorkeeping import Doorkeeping
+from relay.moderation.moderator_keys import ModeratorKeys
+from relay.moderation.persons import Persons
+from relay.moderation.room_acts import RoomActs
+from relay.part import Part
+from relay.rooms.members import Members
+from relay.rooms.rooms import Rooms
+from relay.rooms.send import Sender
+
+Command = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What acting needs of the rest of the house."""
+
+    devices: Devices
+    account: Account
+    moderated: Moderated
+    sender: Sender
+    members: Members
+    keeping: Doorkeeping
+
+
+@dataclass
+class Acting:
+    actions: Actions
+    persons: Persons
+    parts: list[Part] = field(default_factory=list)
+    commands: Mapping[str, Command] = field(default_factory=dict)
+
+
+def assemble(
+    db: Database, clock: Clock, users: Users, rooms: Rooms, means: Means, audit_log: AuditLog, keys: ModeratorKeys
+) -> Acting:
+    keeping = means.keeping
+    persons = Persons(means.devices, clock, keys.moderators)
+    room_acts = RoomActs(db, rooms, means.sender, means.members)
+    actions = Actions(
+        db, clock, audit_log, keeping.restrictions, persons, users, means.account, means.moderated, room_acts
+    )
+    actions.on_taken.append(keeping.webhooks.act_taken)
+    means.moderated.through = actions.restrain
+    audit_log.on_checkpoint.append(
+        lambda tx, checkpoint: keeping.webhooks.announce(tx, "audit.checkpoint", detail=checkpoint.json)
+    )
+    return Acting(actions, persons, [actions, ActRoutes(actions, keeping.restrictions, persons)])
