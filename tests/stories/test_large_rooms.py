@@ -1,0 +1,119 @@
+"""A room of many: joined in a moment, its members come later; and what clients see meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+
+from relay import folder
+from tests import crowds
+from tests.people import Person, until
+from tests.town import Town, Within
+
+GUESTS = 600
+LAZY = '{"room":{"state":{"lazy_load_members":true}}}'
+SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+
+
+async def crowded(town: Town, host: Person, house: Within) -> str:
+    room = await host.creates_room(name="a large hall", preset="public_chat")
+    assert house.server is not None
+    key = folder.load_key(house.folder, house.server.settings)
+    guests = [f"@guest{number}:{house.name}" for number in range(GUESTS)]
+    await crowds.fill(house.server.rooms, key, room, guests, town.clock.now())
+    return room
+
+
+class Busy:
+    """Requests for the whole state of a room do not get through from this relay, until that is over."""
+
+    def __init__(self, house: Within) -> None:
+        assert house.server is not None
+        outward = house.server.outbox._connections._outward
+        request = outward.request
+        self.refused = 0
+        self.over = False
+
+        async def busy(method: str, url: Any, **rest: Any) -> aiohttp.ClientResponse:
+            if "/federation/v1/state/" in url.path and not self.over:
+                self.refused += 1
+                raise aiohttp.ClientConnectionError("too busy")
+            return await request(method, url, **rest)
+
+        outward.request = busy  # type: ignore[method-assign]
+
+
+async def slides(person: Person, pos: str | None) -> Any:
+    asked = {"timeline_limit": 5, "required_state": [["m.room.member", "*"]]}
+    body = {"conn_id": "main", "lists": {"all": {"ranges": [[0, 9]], **asked}}}
+    return await person.calls("POST", SLIDING, body, **({"pos": pos} if pos else {}))
+
+
+async def test_a_large_room_is_joined_in_a_moment_and_known_later(town: Town) -> None:
+    one, two = await town.relay("one"), await town.relay("two")
+    anna, ben = await town.users("anna@one", "ben@two")
+    eager = await ben.on_another_device()
+    room = await crowded(town, anna, one)
+    busy = Busy(two)
+    await ben.syncs(filter=LAZY)
+    await eager.syncs()
+    await ben.joins(room, one.name)
+    assert busy.refused, "the members are fetched, but that fails for now"
+
+    # In the room, without its members.
+    answer = await ben.syncs(filter=LAZY)
+    assert room in ben.rooms, "he is in it"
+    assert ben.membership(room, ben) == "join"
+    assert ben.state[room]["m.room.name", ""]["content"]["name"] == "a large hall", (
+        "all of the room but its members is there"
+    )
+    assert "m.joined_member_count" not in answer["rooms"]["join"][room]["summary"], (
+        "how many there are is not known yet"
+    )
+    await eager.syncs()
+    assert room not in eager.rooms, "whoever wants all members is told of the room when they are known"
+    slid = await slides(ben, None)
+    assert slid["rooms"][room]["initial"] and "joined_count" not in slid["rooms"][room]
+    said = await anna.sends(room)
+    assert await until(lambda: sees_lazily(ben, said)), "what is said in it arrives"
+    assert ben.membership(room, anna) == "join", "with the name of the one who speaks"
+    reply = await ben.sends(room)
+    assert await anna.sees(reply), "and he is heard"
+    await anna.has_read(room, reply)
+    assert await until(lambda: read_lazily(ben, room, anna, reply)), "that she read it is told too"
+    assert (await ben.reads(room, "m.room.name"))["name"] == "a large hall"
+    ben.devices_changed.clear()
+
+    # Another attempt is made later, and then everybody is known.
+    busy.over = True
+    town.clock.forward(minutes=1)
+    assert await eager.notices(lambda: room in eager.rooms, within=30), "now the others hear of it"
+    assert len(eager.state[room]) > GUESTS, "with everybody in it"
+    members = await ben.members(room)
+    assert len(members) == GUESTS + 2 and set(members.values()) == {"join"}
+    answer = await ben.syncs(filter=LAZY)
+    summary = answer["rooms"]["join"][room]["summary"]
+    assert summary["m.joined_member_count"] == GUESTS + 2, "the count is told"
+    assert anna.id in ben.devices_changed, "and whose keys there are to be asked for"
+    assert len(answer["rooms"]["join"][room]["state"]["events"]) < 5, (
+        "but nobody gets six hundred names he did not ask for"
+    )
+    slid = await slides(ben, slid["pos"])
+    assert slid["rooms"][room]["initial"], "who asked for all of them gets them"
+    assert len(slid["rooms"][room]["required_state"]) > GUESTS
+    assert slid["rooms"][room]["joined_count"] == GUESTS + 2
+    for speaker, hearer in ((anna, ben), (ben, anna)):
+        event = await speaker.sends(room)
+        assert await hearer.sees(event), "they go on talking"
+    assert {e["event_id"] for e in await ben.history(room)} >= {said, reply}, "and nothing of the first moments is lost"
+
+
+async def sees_lazily(person: Person, event_id: str) -> bool:
+    await person.syncs(filter=LAZY)
+    return person.has(event_id) is not None
+
+
+async def read_lazily(person: Person, room: str, reader: Person, event_id: str) -> bool:
+    await person.syncs(filter=LAZY)
+    return person.receipts[room].get((reader.id, "m.read")) == event_id
