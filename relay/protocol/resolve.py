@@ -8,7 +8,7 @@ to get at the auth chains (rooms/state). Spec: rooms/v2/#state-resolution, rooms
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 
 from relay.errors import NotAllowed
 from relay.protocol import auth
@@ -18,6 +18,8 @@ from relay.protocol.versions import RoomVersion
 
 StateKey = tuple[str, str]
 StateMap = Mapping[StateKey, str]
+# Event IDs -> what each cites as auth events, in any order. Raises KeyError for one that is not there.
+Cites = Callable[[Collection[str]], Iterable[Sequence[str]]]
 
 _KEYS_OF_POWER = frozenset({auth.CREATE, auth.POWER_LEVELS, auth.JOIN_RULES})
 _REMOVALS = frozenset({"leave", "ban"})
@@ -28,16 +30,23 @@ def resolve(
     states: Sequence[StateMap],
     events: Mapping[str, Event],
     rejected: Container[str] = (),
+    cites: Cites | None = None,
 ) -> dict[StateKey, str]:
     """The state that follows from `states`, one for each prev_event. Raises KeyError where `events` has a gap.
 
     `events` holds every event of the states and of their auth chains; nothing of it is read where the states agree.
-    `rejected` are the IDs of events that were rejected: they may take part, but never as somebody's auth event.
+    `rejected` are the IDs of events that were rejected: they may take part, but never as somebody's auth event. `cites` tells
+    what many events cite where that is to be had for less than the events.
     """
+    if cites is None:
+
+        def cites(event_ids: Collection[str]) -> Iterable[Sequence[str]]:
+            return (events[event_id].auth_events for event_id in event_ids)
+
     unconflicted, conflicted = _divide(states)
     if not conflicted:
         return unconflicted
-    full = _full_conflicted_set(version, states, unconflicted, conflicted, events)
+    full = _full_conflicted_set(version, states, unconflicted, conflicted, events, cites)
     room = _Room(version, events, rejected, _create_event(unconflicted, full, events))
 
     # Step 1.
@@ -82,6 +91,7 @@ def _full_conflicted_set(
     unconflicted: StateMap,
     conflicted: set[str],
     events: Mapping[str, Event],
+    cites: Cites,
 ) -> set[str]:
     """The conflicted set, the auth difference and, in v2.1, the conflicted state subgraph.
 
@@ -89,37 +99,34 @@ def _full_conflicted_set(
     have in common is then common to all chains; only the chains of conflicted events can differ.
     """
     chains = [
-        _with_auth_chain({event_id for event_id in state.values() if event_id in conflicted}, events)
-        for state in states
+        _with_auth_chain({event_id for event_id in state.values() if event_id in conflicted}, cites) for state in states
     ]
     difference = set[str]().union(*chains) - chains[0].intersection(*chains[1:])
     difference -= conflicted
     if difference:
         # Mostly the unconflicted events that were met on the way say it; the others are looked at only if they must be.
         agreed = set(unconflicted.values())
-        difference -= _with_auth_chain(agreed.intersection(set[str]().union(*chains)), events)
+        difference -= _with_auth_chain(agreed.intersection(set[str]().union(*chains)), cites)
         if difference:
-            difference -= _with_auth_chain(agreed, events)
+            difference -= _with_auth_chain(agreed, cites)
     full = conflicted | difference
     if version.state_res == "v2.1":
         full |= _conflicted_subgraph(conflicted, events)
     return full
 
 
-def _with_auth_chain(event_ids: Iterable[str], events: Mapping[str, Event]) -> set[str]:
+def _with_auth_chain(event_ids: Iterable[str], cites: Cites) -> set[str]:
     seen = set(event_ids)
-    waiting = list(seen)
+    waiting = set(seen)
     while waiting:
-        for cited in events[waiting.pop()].auth_events:
-            if cited not in seen:
-                seen.add(cited)
-                waiting.append(cited)
+        waiting = set[str]().union(*cites(waiting)) - seen
+        seen |= waiting
     return seen
 
 
 def _conflicted_subgraph(conflicted: set[str], events: Mapping[str, Event]) -> set[str]:
     """Every event on a path of auth edges from one conflicted event to another, both ends included."""
-    reachable = _with_auth_chain(conflicted, events)
+    reachable = _with_auth_chain(conflicted, lambda event_ids: (events[event_id].auth_events for event_id in event_ids))
     cited_by: dict[str, list[str]] = {}
     for event_id in reachable:
         for cited in events[event_id].auth_events:

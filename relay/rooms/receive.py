@@ -274,8 +274,9 @@ class Receiver:
         # What the room becomes is worked out before the write, which is built without an await.
         becomes: StateMap = room.entries
         changed: dict[Key, Event] = {}
+        beside: set[int] = set()
         if not at.straight and not at.same_state and latest:
-            becomes, changed = await self._becomes(room, event, at, facts)
+            becomes, changed, beside = await self._becomes(room, event, at, facts)
         nid = facts.nid if facts is not None else None
         with self._db.write(chain=room.room_id) as tx:
             self._appender.begins(tx, room)
@@ -290,6 +291,9 @@ class Receiver:
                     current=_numbered(becomes, event, number), changed=changed, replaces=replaces,
                     supersedes=at.supersedes, latest=latest, redacts=taken.redacts, marks=marks,
                 )  # fmt: skip
+                if beside and one.state_nid is not None and room.state_nid is not None:
+                    result = Known(room.state_nid, room.steps, _numbered(becomes, event, number))
+                    self._rooms.states.record_resolution(tx, room.nid, {one.state_nid, *beside}, result)
             if levels is not None:
                 redactions.record(tx, room, one, target, levels)
             if facts is not None:
@@ -387,8 +391,9 @@ class Receiver:
 
     async def _becomes(
         self, room: Room, event: Event, at: _Place, facts: _Facts | None
-    ) -> tuple[StateMap, dict[Key, Event]]:
-        """The room's state with this event among its latest ones, and the events in it that were not current before."""
+    ) -> tuple[StateMap, dict[Key, Event], set[int]]:
+        """The room's state with this event among its latest ones, the events in it that were not current before, and the
+        states of the other latest ones."""
         others = [e for e in room.extremities if e not in at.supersedes]
         found = await self._db.read(store.by_ids, others, room.version)
         nids = {one.state_nid for one in found.values() if one.state_nid is not None}
@@ -404,7 +409,7 @@ class Receiver:
         changed_ids = {key: e for key, (e, _) in becomes.items() if room.entries.get(key, ("",))[0] != e}
         events = await room.events([e for e in changed_ids.values() if e != event.id])
         events[event.id] = event
-        return becomes, {key: events[e] for key, e in changed_ids.items()}
+        return becomes, {key: events[e] for key, e in changed_ids.items()}, nids
 
 
 # Stands for the number of an event that gets it in the write.

@@ -6,9 +6,12 @@ here its inputs are gathered and its result is recorded.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
-from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
+
+import orjson
 
 from relay.db import Database, Query, Tx
 from relay.protocol.event import Event
@@ -19,6 +22,9 @@ from relay.rooms.store import Key, Stored
 
 MAX_STEPS = 64
 MAX_REMEMBERED_ENTRIES = 100_000
+# Of how many events is remembered what they cite: a resolution in a large room may walk through all of its state.
+MAX_CITES_REMEMBERED = 100_000
+IDS_AT_ONCE = 64
 
 # key -> (event ID, nid)
 StateMap = dict[Key, tuple[str, int]]
@@ -167,6 +173,8 @@ class States:
         self._remembered: _Remembered[int] = _Remembered()
         # the states -> the resolved map: a fork is resolved once, however many events cite it.
         self._resolved: _Remembered[frozenset[int]] = _Remembered()
+        # What an event cites never changes.
+        self._cited: dict[str, tuple[str, ...]] = {}
 
     async def known(self, state_nid: int) -> Known:
         """The caller does not change it. Raises KeyError for a state that is not there."""
@@ -193,10 +201,27 @@ class States:
             return await self.get(next(iter(distinct)))
         known = self._resolved.get(distinct)
         if known is None:
+            recorded = await self._db.read(_recorded, distinct)
+            if recorded is not None:
+                known = await self.known(recorded)
+                self._resolved.put(distinct, known)
+        if known is None:
             states = [await self.get(nid) for nid in sorted(distinct)]
             known = Known(0, 0, await self._resolve(version, states))
             self._resolved.put(distinct, known)
         return known.entries
+
+    def record_resolution(self, tx: Tx, room_nid: int, state_nids: Iterable[int], result: Known) -> None:
+        """What came out where these states came together, so that nobody works it out again, also after a restart."""
+        distinct = frozenset(state_nids)
+        if len(distinct) > 1:
+            tx.run(
+                "INSERT INTO resolutions (of, room_nid, state_nid) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+                store.pack(sorted(distinct)),
+                room_nid,
+                result.nid,
+            )
+            tx.after(lambda: self._resolved.put(distinct, result))
 
     async def _resolve(self, version: RoomVersion, states: Sequence[StateMap], fresh: Sequence[Event] = ()) -> StateMap:
         nids = {event_id: nid for state in states for event_id, nid in state.values()}
@@ -205,9 +230,9 @@ class States:
             return {key: (event_id, nids[event_id]) for key, event_id in resolve(version, plain, {}).items()}
 
         def work(query: Query) -> StateMap:
-            read = _Read(query, version, fresh)
+            read = _Read(query, version, fresh, self._cited)
             found: StateMap = {}
-            for key, event_id in resolve(version, plain, read, read.rejected).items():
+            for key, event_id in resolve(version, plain, read, read.rejected, read.cites).items():
                 nid = nids.get(event_id)
                 found[key] = (event_id, read.stored(event_id).nid if nid is None else nid)
             return found
@@ -216,10 +241,21 @@ class States:
         return await self._db.read(work)
 
 
+def _recorded(query: Query, state_nids: frozenset[int]) -> int | None:
+    nid: int | None = query.value("SELECT state_nid FROM resolutions WHERE of = $1", store.pack(sorted(state_nids)))
+    return nid
+
+
+_JSON = f"SELECT event_id, json FROM events WHERE event_id IN ({', '.join(f'${n}' for n in range(1, IDS_AT_ONCE + 1))})"
+
+
 class _Read(Mapping[str, Event]):
     """Events by ID, read when resolution first looks at them. Raises KeyError for one that is not there."""
 
-    def __init__(self, query: Query, version: RoomVersion, fresh: Iterable[Event]) -> None:
+    def __init__(
+        self, query: Query, version: RoomVersion, fresh: Iterable[Event], cited: dict[str, tuple[str, ...]]
+    ) -> None:
+        self._cited = cited
         self._query = query
         self._version = version
         self._events = {event.id: event for event in fresh}
@@ -231,6 +267,27 @@ class _Read(Mapping[str, Event]):
         if one is None:
             one = self._stored[event_id] = store.by_ids(self._query, [event_id], self._version)[event_id]
         return one
+
+    def cites(self, event_ids: Collection[str]) -> list[Sequence[str]]:
+        """What many events cite; of those that nobody looked at yet nothing else is read. Raises KeyError."""
+        cited, events = self._cited, self._events
+        known: dict[str, Sequence[str]] = {}
+        lacking: list[str] = []
+        for event_id in event_ids:
+            found = events[event_id].auth_events if event_id in events else cited.get(event_id)
+            if found is None:
+                lacking.append(event_id)
+            else:
+                known[event_id] = found
+        # Other threads read and fill the same memory: what is returned does not rest on it.
+        if len(cited) + len(lacking) > MAX_CITES_REMEMBERED:
+            cited.clear()
+        for start in range(0, len(lacking), IDS_AT_ONCE):
+            some = lacking[start : start + IDS_AT_ONCE]
+            # One text for any number of IDs, so that the statement is prepared once.
+            for event_id, raw in self._query.all(_JSON, *some, *some[-1:] * (IDS_AT_ONCE - len(some))):
+                known[event_id] = cited[sys.intern(event_id)] = tuple(map(sys.intern, orjson.loads(raw)["auth_events"]))
+        return [known[event_id] for event_id in event_ids]
 
     def is_rejected(self, event_id: str) -> bool:
         if event_id in self._events and event_id not in self._stored:

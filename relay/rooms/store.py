@@ -98,6 +98,15 @@ SCHEMA = Schema(
             },
         ),
         Table(
+            "resolutions",
+            "what came out where states came together",
+            {
+                "of": ("numbers of the states", _ROOM),
+                "room_nid": ("the room", _ROOM),
+                "state_nid": ("the state that resulted", _ROOM),
+            },
+        ),
+        Table(
             "current_states",
             "which state was current when, for what /sync says changed",
             {
@@ -235,6 +244,9 @@ SCHEMA = Schema(
         """
         CREATE TABLE partial_joins (room_nid BIGINT PRIMARY KEY, event_id TEXT NOT NULL, pos BIGINT NOT NULL,
             via TEXT NOT NULL, servers TEXT NOT NULL, full_pos BIGINT)
+        """,
+        """
+        CREATE TABLE resolutions (of BYTES PRIMARY KEY, room_nid BIGINT NOT NULL, state_nid BIGINT NOT NULL) CLUSTERED
         """,
     ),
 )
