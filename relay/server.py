@@ -47,6 +47,7 @@ from relay.accounts.passwords import Passwords
 from relay.accounts.reauth import Reauth
 from relay.accounts.register import Register
 from relay.accounts.sessions import Sessions
+from relay.accounts.shared_secret import SharedSecret
 from relay.accounts.tokens import RegistrationTokens
 from relay.accounts.users import Users
 from relay.advertised import Advertised
@@ -219,6 +220,7 @@ class Server:
         devices = Devices(db, sessions, reauth)
         login = Login(db, users, devices, doors, limits, settings.public_base_url)
         register = Register(db, users, devices, reauth, tokens, doors, settings.registration)
+        shared_secret = SharedSecret(settings.registration.shared_secret, register, clock)
         account = Account(db, users, sessions, devices, reauth)
         moderated = Moderated(db, users, sessions, devices, account, restrained)
         openid = OpenId(users, clock)
@@ -230,7 +232,9 @@ class Server:
 
         # Rooms.
         appender = Appender(rooms)
-        profiles = Profiles(db, users, rooms, doors, remote, open_to_everyone=settings.privacy.profiles_open)
+        profiles = Profiles(
+            db, users, rooms, doors, remote, open_to_everyone=settings.privacy.profiles_open, any_avatar=seal.open
+        )
         intake = Intake(remote, seal)
         gaps = Gaps(db, rooms, appender, intake, remote)
         receiver = Receiver(db, rooms, appender, intake, gaps, doors)
@@ -276,7 +280,7 @@ class Server:
         # What passes, what is counted, what is stored beside.
         receipts = Receipts(db, clock, rooms, departures, name)
         typing = TypingNotices(bell, clock, rooms, departures, name)
-        presence = Presence(settings.presence.enabled, bell, clock, rooms, departures, name)
+        presence = Presence(settings.presence.enabled, bell, clock, rooms, departures, name, texts=seal.open)
         push_rules = PushRules(db)
         unread = Unread(db, rooms, push_rules, receipts, account_data.ignored_known)
         badges = Badges(db, rooms, unread, receipts, push_rules)
@@ -318,7 +322,7 @@ class Server:
                 name, settings.public_base_url, settings.rooms.default_version,
                 transports=transports(settings.calls.livekit_service_urls), capabilities=DELAYED_CAPABILITIES,
             ), Absent(), Calls(settings.turn, settings.calls, clock), openid, moderated, delayed, dehydrated,
-            departures, users, sessions, tokens, devices, login, register, account,
+            departures, users, sessions, tokens, devices, login, register, shared_secret, account,
             rooms_part, partial_joins, timeline, Relations(db, viewing), directory, write_routes, later, grace,
             summaries, Spaces(summaries, clock), dates, upgrades, MutualRooms(rooms), Following(db, rooms, account_data, push_rules),
             profiles, account_data, contact_gate, contact_links, Tags(db, account_data), filters, UserSearch(db, users, rooms, profiles),

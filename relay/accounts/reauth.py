@@ -73,6 +73,13 @@ class AuthenticationNeeded(Unauthorized):
         return {**self.extra, "errcode": self.errcode, "error": self.text} if self._failure is not None else self.extra
 
 
+class OtherAccount(ApiError):
+    """Not a step that failed and may be tried again: the proof is of somebody else."""
+
+    status = 403
+    errcode = "M_FORBIDDEN"
+
+
 class Reauth:
     def __init__(self, users: Users, tokens: KnowsTokens, limits: Limits, clock: Clock) -> None:
         self._users = users
@@ -149,7 +156,9 @@ class Reauth:
         password = get_string(auth, "password")
         meant = self._users.meant_by(auth)
         if meant is not None and meant != begun.user_id:
-            raise Forbidden("This is the name of another account. Give the password of the one you are signed in with.")
+            raise OtherAccount(
+                "This is the name of another account. Give the password of the one you are signed in with."
+            )
         self._limits.spend("login", begun.user_id)
         if await self._users.authenticate(begun.user_id, password) is None:
             raise Forbidden("The password is wrong. Try again.")

@@ -63,7 +63,7 @@ class Register(Part):
 
     async def _available_route(self, request: Request) -> Answer:
         self._require_open()
-        await self._require_free(get_string(request.query, "username"))
+        await self.require_free(get_string(request.query, "username"))
         return {"available": True}
 
     async def _register_route(self, request: Request) -> Answer:
@@ -80,18 +80,19 @@ class Register(Part):
         result = await self._reauth.require(request, flows)
         # Another body may have come with the last step than with the first.
         await self._check(result.body)
-        return await self._register(result.body, result.registration_token)
+        return await self.register(result.body, result.registration_token)
 
     async def _check(self, body: dict[str, Any]) -> None:
         """What can be said before a person goes through the steps is said before."""
         username = get_optional_string(body, "username")
         if username is not None:
-            await self._require_free(username)
+            await self.require_free(username)
         password = get_optional_string(body, "password")
         if password is not None:
             passwords.require_acceptable(password)
 
-    async def _require_free(self, username: str) -> None:
+    async def require_free(self, username: str) -> None:
+        """Raises InvalidUsername, UserInUse, Exclusive."""
         user_id = self._users.new_id(username)
         if self.namespaces.reserved(user_id):
             raise Exclusive("This user name belongs to a bridge or bot of this server. Take another one.")
@@ -109,14 +110,21 @@ class Register(Part):
             )
         return await self._make(body, user_id, None, None)
 
-    async def _register(self, body: dict[str, Any], token: str | None) -> dict[str, Any]:
+    async def register(self, body: dict[str, Any], token: str | None = None, *, admin: bool = False) -> dict[str, Any]:
+        """Makes the account, once its maker has shown that he may. The body is that of /register."""
         user_id = self._users.new_id(get_optional_string(body, "username"))
         password = get_string(body, "password")
         await self._doors.register(user_id)
-        return await self._make(body, user_id, await self._users.passwords.hash(password), token)
+        return await self._make(body, user_id, await self._users.passwords.hash(password), token, admin=admin)
 
     async def _make(
-        self, body: dict[str, Any], user_id: str, password_hash: str | None, token: str | None
+        self,
+        body: dict[str, Any],
+        user_id: str,
+        password_hash: str | None,
+        token: str | None,
+        *,
+        admin: bool = False,
     ) -> dict[str, Any]:
         wanted_device = get_optional_string(body, "device_id")
         display_name = get_optional_string(body, "initial_device_display_name")
@@ -125,7 +133,7 @@ class Register(Part):
         device_id = await self._devices.choose_id(user_id, wanted_device)
         answer: dict[str, Any] = {"user_id": user_id, "home_server": self._users.server_name}
         with self._db.write() as tx:
-            self._users.add(tx, user_id, password_hash)
+            self._users.add(tx, user_id, password_hash, admin=admin)
             if token is not None:
                 spent = token
                 tx.call(lambda query: self._tokens.spend(query, spent))

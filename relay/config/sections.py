@@ -14,6 +14,8 @@ from msgspec import Meta
 from relay.clock import DAY, HOUR, SECOND
 from relay.config.values import Duration, FileName, Port, Section, Size
 
+MIN_SECRET = 8
+
 
 class Listener(Section, frozen=True):
     address: str = "127.0.0.1"
@@ -66,7 +68,8 @@ class Privacy(Section, frozen=True):
     """How long the ciphertext of a redacted message is kept, so that a report can still prove what was taken back.
     0 removes it at once."""
     profiles_open: bool = False
-    """Show display names and avatars to everybody, not only to people who share a room."""
+    """Show display names and avatars to everybody, not only to people who share a room; and let those who are in a room
+    of the directory be found by anybody here."""
 
     def __post_init__(self) -> None:
         for room_id in self.clear_rooms:
@@ -78,6 +81,15 @@ class Registration(Section, frozen=True):
     mode: Literal["closed", "token", "open_to_everyone"] = "closed"
     """Who may make an account. closed: only you, with `relay user add`; token: whoever has a token of
     `relay token create`; open_to_everyone: anybody who can reach the relay, robots included."""
+    shared_secret: str | None = None
+    """A secret with which a program makes accounts, administrators too, whatever the mode: the registration of Synapse,
+    /_synapse/admin/v1/register. None: that way is shut. Example: CHANGE-ME"""
+
+    def __post_init__(self) -> None:
+        if self.shared_secret is not None and len(self.shared_secret) < MIN_SECRET:
+            raise ValueError(
+                f"shared_secret is too short: write at least {MIN_SECRET} characters that nobody can guess"
+            )
 
 
 class Accounts(Section, frozen=True):
@@ -94,7 +106,7 @@ class Rooms(Section, frozen=True):
 
 class Presence(Section, frozen=True):
     enabled: bool = False
-    """Tell people who share a room whether the other is online. Status texts are dropped in any case."""
+    """Tell people who share a room whether the other is online. Status texts are dropped, unless privacy.seal is open."""
 
 
 class Media(Section, frozen=True):

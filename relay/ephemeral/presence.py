@@ -1,4 +1,4 @@
-"""Who is online: off unless the configuration asks for it, in memory only, and never with a status text.
+"""Who is online: off unless the configuration asks for it, in memory only, with status texts only where the seal is open.
 
 Where it is off, what clients say of it is accepted and forgotten, and everybody is offline. Changes ride the line of the
 typing notices, so that they never touch the database. Spec: client-server-api/#presence, server-server-api/#presence.
@@ -15,8 +15,9 @@ from relay.departures import Departures
 from relay.errors import BadJson, Forbidden, InvalidParam
 from relay.ids import require_user_id, server_of
 from relay.part import Part, SyncAsk, SyncShare, TakesEdu
+from relay.rooms.room import Room
 from relay.rooms.rooms import Rooms
-from relay.web import Answer, Request, Route, get_string
+from relay.web import Answer, Request, Route, get_optional_string, get_string
 
 STATES = frozenset({"online", "unavailable", "offline"})
 # Without a word from any of a person's clients.
@@ -29,21 +30,31 @@ REMOTE_OFFLINE_AFTER = 30 * MINUTE
 TICK_SECONDS = 20.0
 MAX_PEOPLE = 10_000
 MAX_IN_EDU = 100
+MAX_TEXT = 500
 
 
 class _State:
-    __slots__ = ("active", "number", "presence", "seen")
+    __slots__ = ("active", "number", "presence", "seen", "text")
 
     def __init__(self) -> None:
         self.presence = "offline"
         self.active = 0  # when last active, ms
         self.seen = 0  # when last heard of, ms
         self.number = 0
+        self.text: str | None = None
 
 
 class Presence(Part):
     def __init__(
-        self, enabled: bool, bell: Bell, clock: Clock, rooms: Rooms, departures: Departures, server_name: str
+        self,
+        enabled: bool,
+        bell: Bell,
+        clock: Clock,
+        rooms: Rooms,
+        departures: Departures,
+        server_name: str,
+        *,
+        texts: bool = False,
     ) -> None:
         self._enabled = enabled
         self._bell = bell
@@ -51,9 +62,11 @@ class Presence(Part):
         self._rooms = rooms
         self._departures = departures
         self._server_name = server_name
+        self._texts = texts
         self._people: dict[str, _State] = {}
         # Called with the person whose presence changed.
         self.on_change: list[Callable[[str], None]] = []
+        rooms.on_membership.append(self._membership_changed)
 
     def routes(self) -> Iterable[Route]:
         path = "/_matrix/client/v3/presence/{user_id}/status"
@@ -74,11 +87,29 @@ class Presence(Part):
     async def _put(self, request: Request) -> Answer:
         if request.params["user_id"] != request.user_id:
             raise Forbidden("You can only set your own presence.")
-        presence = get_string(request.json(), "presence")
+        body = request.json()
+        presence, text = get_string(body, "presence"), get_optional_string(body, "status_msg")
         if presence not in STATES:
             raise InvalidParam("presence is online, unavailable or offline.")
+        if text is not None and len(text) > MAX_TEXT:
+            raise InvalidParam(f"A status text has at most {MAX_TEXT} characters. Write a shorter one.")
         await self.seen(request.user_id, presence)
+        await self._say(request.user_id, text)
         return {}
+
+    async def _say(self, user_id: str, text: str | None) -> None:
+        if not self._enabled or not self._texts:
+            return
+        state = self._state(user_id)
+        if state.text != text:
+            state.text = text
+            await self._tell(user_id, state)
+
+    def _membership_changed(self, room: Room, user_id: str, before: str | None, now: str, pos: int) -> None:
+        """Who comes into a room is told to those who are there: they may never have heard of her."""
+        state = self._people.get(user_id)
+        if state is not None and state.presence != "offline" and now == "join" and before != "join":
+            state.number = self._bell.ring_typing(room.local_joined)
 
     async def seen(self, user_id: str, presence: str = "online") -> None:
         """A client of a local person is here: /sync says so with its `set_presence`."""
@@ -119,6 +150,8 @@ class Presence(Part):
             ago = max(0, self._clock.now() - state.active)
             content["last_active_ago"] = ago
             content["currently_active"] = state.presence == "online" and ago < CURRENTLY_ACTIVE
+        if state.text is not None:
+            content["status_msg"] = state.text
         return content
 
     async def _take_edu(self, origin: str, content: dict[str, Any]) -> None:
@@ -139,8 +172,10 @@ class Presence(Part):
             now = self._clock.now()
             state.seen = now
             state.active = now - ago if type(ago) is int and 0 <= ago < now else now
-            if state.presence != presence:
-                state.presence = presence
+            text = said.get("status_msg") if self._texts else None
+            text = text[:MAX_TEXT] if isinstance(text, str) else None
+            if (state.presence, state.text) != (presence, text):
+                state.presence, state.text = presence, text
                 await self._tell(user_id, state)
 
     async def changes(self, ask: SyncAsk, share: SyncShare) -> None:

@@ -237,24 +237,23 @@ class DeviceLists(Part):
         *,
         news: bool,
     ) -> tuple[set[str], set[str]]:
-        """(whose keys to ask for again, who no longer shares an encrypted room) of what happened in (since, upto]."""
+        """(whose keys to ask for again, who no longer shares a room) of what happened in (since, upto].
+
+        Rooms without encryption count as well, as they do elsewhere: a room may turn encryption on at any time, and clients
+        that were told of nobody until then would have to ask for everybody at once.
+        """
         left_rooms = list(left_rooms)
         rows, log_rows = await self._db.read(self._read_changes, user_id, since, upto, [*moved, *left_rooms], news=news)
         with_changes = set(rows)
         came: set[str] = set()
         went: set[str] = set()
-        encrypted: dict[str, bool] = {}
         was_in: set[str] = set()
         for room_id, who, before, now, _ in log_rows:
             if (before == "join") == (now == "join"):
                 continue
-            if room_id not in encrypted:
-                room = await self._rooms.get(room_id)
-                encrypted[room_id] = room is not None and room.encrypted
             if who == user_id and before == "join":
                 was_in.add(room_id)
-            if encrypted[room_id]:
-                (came if now == "join" else went).add(who)
+            (came if now == "join" else went).add(who)
         for room_id in newly_joined:
             came |= await self._members(room_id)
         for room_id in left_rooms:
@@ -264,9 +263,9 @@ class DeviceLists(Part):
         went.discard(user_id)
         if not (with_changes or came or went):
             return set(), set()
-        sharing, sharing_encrypted = await self._sharing(user_id, with_changes | came | went)
+        sharing = await self._sharing(user_id, with_changes | came | went)
         # Who left and came back may have changed keys meanwhile without our hearing of it.
-        return (with_changes & sharing) | (came & sharing_encrypted), went - sharing_encrypted
+        return (with_changes | came) & sharing, went - sharing
 
     def _read_changes(
         self, query: Query, user_id: str, since: int, upto: int, room_ids: list[str], *, news: bool
@@ -280,22 +279,17 @@ class DeviceLists(Part):
 
     async def _members(self, room_id: str) -> set[str]:
         room = await self._rooms.get(room_id)
-        if room is None or not room.encrypted:
+        if room is None:
             return set()
         return {user_id for user_id, membership in room.members.items() if membership == "join"}
 
-    async def _sharing(self, user_id: str, candidates: set[str]) -> tuple[set[str], set[str]]:
-        """Who of the candidates shares a room with the user, and who an encrypted one. Oneself always does."""
+    async def _sharing(self, user_id: str, candidates: set[str]) -> set[str]:
+        """Who of the candidates shares a room with the user. Oneself always does."""
         sharing = candidates & {user_id}
-        encrypted = set(sharing)
         for room_id in self._rooms.joined(user_id):
-            if len(encrypted) == len(candidates):
+            if len(sharing) == len(candidates):
                 break
             room = await self._rooms.get(room_id)
-            if room is None:
-                continue
-            here = {who for who in candidates if room.members.get(who) == "join"}
-            sharing |= here
-            if room.encrypted:
-                encrypted |= here
-        return sharing, encrypted
+            if room is not None:
+                sharing |= {who for who in candidates if room.members.get(who) == "join"}
+        return sharing

@@ -29,7 +29,7 @@ def device_keys(value: object, user_id: str, device_id: str) -> bytes:
     if not isinstance(value, dict):
         raise BadJson("The key device_keys is not an object.")
     if value.get("user_id") != user_id or value.get("device_id") != device_id:
-        raise Forbidden("The device_keys name another user or device. A device can only publish its own keys.")
+        raise InvalidParam("The device_keys name another user or device. A device can only publish its own keys.")
     if not isinstance(value.get("keys"), dict) or not isinstance(value.get("algorithms"), list):
         raise BadJson("The device_keys have no keys or no algorithms.")
     return packed(value, user_id)

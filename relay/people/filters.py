@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from relay.db import Database, Query, Tx
 from relay.errors import BadJson, InvalidParam, NotFound, TooLarge
+from relay.ids import is_room_id, is_user_id
 from relay.part import Part
 from relay.people.account_data import require_self
 from relay.tables import Schema, Table
@@ -26,10 +27,20 @@ from relay.web import Answer, Request, Route, parse_object
 MAX_FILTER_BYTES = 64 * 1024
 MAX_FILTERS_PER_USER = 1_000
 MAX_REMEMBERED = 2_000
+MAX_SHOWN = 100
 
 T = TypeVar("T")
 Names = Annotated[tuple[str, ...], Meta(max_length=1000)] | None
 Limit = Annotated[int, Meta(ge=0)] | None
+
+
+def _require_ids(senders: Iterable[str], rooms: Iterable[str]) -> None:
+    for sender in senders:
+        if not is_user_id(sender):
+            raise ValueError(f"{sender[:MAX_SHOWN]!r} is not a user ID")
+    for room in rooms:
+        if not is_room_id(room):
+            raise ValueError(f"{room[:MAX_SHOWN]!r} is not a room ID")
 
 
 class EventFilter(msgspec.Struct, frozen=True, dict=True):
@@ -48,6 +59,9 @@ class EventFilter(msgspec.Struct, frozen=True, dict=True):
     unread_thread_notifications: bool = False
     related_by_senders: Names = None
     related_by_rel_types: Names = None
+
+    def __post_init__(self) -> None:
+        _require_ids((*(self.senders or ()), *(self.not_senders or ())), (*(self.rooms or ()), *(self.not_rooms or ())))
 
     @cached_property
     def is_everything(self) -> bool:
@@ -103,6 +117,9 @@ class RoomFilter(msgspec.Struct, frozen=True):
     ephemeral: EventFilter = EventFilter()
     account_data: EventFilter = EventFilter()
 
+    def __post_init__(self) -> None:
+        _require_ids((), (*(self.rooms or ()), *(self.not_rooms or ())))
+
     def allows_room(self, room_id: str) -> bool:
         if self.not_rooms is not None and room_id in self.not_rooms:
             return False
@@ -138,7 +155,7 @@ def parse_event_filter(text: str | None) -> EventFilter:
 def _convert(definition: dict[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(without_nulls(definition), kind)
-    except msgspec.ValidationError as bad:
+    except (msgspec.ValidationError, ValueError) as bad:
         raise BadJson(f"This is not a filter: {bad}.") from None
 
 

@@ -66,14 +66,23 @@ class Profiles(Part):
     )
 
     def __init__(
-        self, db: Database, users: Users, rooms: Rooms, doors: Doors, remote: Remote | None, *, open_to_everyone: bool
+        self,
+        db: Database,
+        users: Users,
+        rooms: Rooms,
+        doors: Doors,
+        remote: Remote | None,
+        *,
+        open_to_everyone: bool,
+        any_avatar: bool = False,
     ) -> None:
         self._db = db
         self._users = users
         self._rooms = rooms
         self._doors = doors
         self._remote = remote
-        self._open_to_everyone = open_to_everyone
+        self.open_to_everyone = open_to_everyone
+        self._any_avatar = any_avatar
         # The server sets it where application services make accounts when they are asked for one.
         self.local_user_exists: Callable[[str], Awaitable[bool]] = users.exists
         # Rewrites the member events of a user; the server sets it to what `rooms` offers.
@@ -114,7 +123,7 @@ class Profiles(Part):
         """
         if (
             origin is not None
-            and not self._open_to_everyone
+            and not self.open_to_everyone
             and origin not in await self._rooms.servers_sharing(user_id)
         ):
             raise Forbidden("This server shows profiles only to servers that share a room with the user.")
@@ -147,7 +156,7 @@ class Profiles(Part):
         return await self._remote.profile(server_of(user_id), user_id, field)
 
     async def _require_visible(self, viewer: str | None, user_id: str) -> None:
-        if self._open_to_everyone:
+        if self.open_to_everyone:
             return
         # The same answer for accounts that don't exist, so that nobody can try out names.
         if viewer is None or not (viewer == user_id or await self._rooms.share_a_room(viewer, user_id)):
@@ -177,7 +186,7 @@ class Profiles(Part):
         if field in IN_ROOMS and value == "":
             await self._change(request.user_id, field, None)
             return {}
-        _require_value(field, value)
+        _require_value(field, value, any_avatar=self._any_avatar)
         await self._doors.profile(request.user_id, field, value)
         if field == "avatar_url" and self.adopt_avatar is not None:
             await self.adopt_avatar(value)
@@ -232,14 +241,14 @@ def _require_key(field: str) -> str:
     return field
 
 
-def _require_value(field: str, value: Any) -> None:
+def _require_value(field: str, value: Any, *, any_avatar: bool) -> None:
     if field not in ("displayname", "avatar_url", "m.tz"):
         return
     if not isinstance(value, str):
         raise BadJson(f"The key {field} is not a string.")
     if field == "displayname" and len(value) > MAX_DISPLAY_NAME:
         raise InvalidParam(f"A display name has at most {MAX_DISPLAY_NAME} characters. Take a shorter one.")
-    if field == "avatar_url" and not is_mxc(value):
+    if field == "avatar_url" and not is_mxc(value) and not (any_avatar and len(value) <= MAX_AVATAR_URL):
         raise InvalidParam("An avatar is a picture on a Matrix server: upload it, and give its mxc:// address.")
     if field == "m.tz" and (len(value) > MAX_TIME_ZONE or not _TIME_ZONE.match(value)):
         raise InvalidParam("A time zone looks like Europe/London.")

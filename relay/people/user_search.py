@@ -1,6 +1,7 @@
 """Finding people: among those who share a room with the one who searches, by user ID and display name.
 
-There is no directory of everybody: nobody can be found by strangers. Spec: client-server-api/#user-directory.
+There is no directory of everybody: nobody can be found by strangers, unless `privacy.profiles_open` lets those be found who
+are in a room that stands in the directory. Spec: client-server-api/#user-directory.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ MAX_LIMIT = 50
 MAX_TERM = 256
 # Of so many people the display names are read; beyond them only user IDs are searched.
 MAX_NAMES = 2_000
+# Of the published rooms, so many of the newest count.
+MAX_PUBLISHED = 200
 MEMBER = "m.room.member"
 
 
@@ -57,10 +60,13 @@ class UserSearch(Part):
         }
 
     async def _people(self, user_id: str) -> tuple[set[str], dict[str, tuple[str, RoomVersion]]]:
-        """Who shares a room, and of those elsewhere the member event that says their name."""
+        """Who shares a room (or is in a published one, where profiles are open), and of those elsewhere the member event that says their name."""
         people: set[str] = set()
         member_events: dict[str, tuple[str, RoomVersion]] = {}
-        for room_id in self._rooms.joined(user_id):
+        room_ids = set(self._rooms.joined(user_id))
+        if self._profiles.open_to_everyone:
+            room_ids.update(await self._db.read(_published))
+        for room_id in room_ids:
             room = await self._rooms.get(room_id)
             if room is None:
                 continue
@@ -84,6 +90,11 @@ class UserSearch(Part):
             if found is not None:
                 shown[user_id] = {field: found.event.content.get(field) for field in IN_ROOMS}
         return shown
+
+
+def _published(query: Query) -> list[str]:
+    rows = query.all("SELECT room_id FROM rooms WHERE published = 1 ORDER BY nid DESC LIMIT $1", MAX_PUBLISHED)
+    return [room_id for (room_id,) in rows]
 
 
 def _rank(term: str, user_id: str, shown: dict[str, Any]) -> int | None:

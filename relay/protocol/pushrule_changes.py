@@ -21,7 +21,8 @@ MAX_STORED_BYTES = 65_536
 
 Stored = dict[str, Any]
 
-_HISTORICAL = frozenset({"dont_notify", "coalesce"})
+_NO_SUCH_KIND = "There is no such kind of push rule; it is one of " + ", ".join(KINDS) + "."
+_WORDS = ("notify", "dont_notify", "coalesce")
 _DEFAULT_IDS = {kind: frozenset(rule["rule_id"] for rule in rules) for kind, rules in default_rules(ME).items()}
 
 
@@ -47,7 +48,8 @@ def ruleset(stored: Mapping[str, Any] | None) -> Ruleset:
 
 def find(stored: Mapping[str, Any] | None, user_id: str, kind: str, rule_id: str) -> Rule:
     """One rule as clients get it. Raises NotFound."""
-    _check_kind(kind)
+    if kind not in KINDS:
+        raise NotFound(_NO_SUCH_KIND)
     for rule in merged(stored, user_id)[kind]:
         if rule["rule_id"] == rule_id:
             return rule
@@ -120,16 +122,14 @@ def moved(conditions: object, old_room: str, new_room: str) -> list[Any]:
 
 
 def checked_actions(actions: object) -> list[Any]:
-    """Without the historical ones, which mean nothing. Raises MissingParam and InvalidParam."""
+    """The historical ones mean nothing, and stay as they are: a client finds what it wrote. Raises MissingParam, InvalidParam."""
     if actions is None:
         raise MissingParam("`actions` is missing. It is a list, empty for a rule that keeps quiet.")
     if not isinstance(actions, list):
         raise InvalidParam("`actions` must be a list.")
     kept: list[Any] = []
     for action in actions:
-        if isinstance(action, str) and action in _HISTORICAL:
-            continue
-        if action != "notify" and not (isinstance(action, dict) and isinstance(action.get("set_tweak"), str)):
+        if action not in _WORDS and not (isinstance(action, dict) and isinstance(action.get("set_tweak"), str)):
             raise InvalidParam('An action is "notify" or an object with `set_tweak`.')
         kept.append(action)
     return kept
@@ -137,7 +137,7 @@ def checked_actions(actions: object) -> list[Any]:
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        raise InvalidParam("There is no such kind of push rule; it is one of " + ", ".join(KINDS) + ".")
+        raise InvalidParam(_NO_SUCH_KIND)
 
 
 def _check_rule_id(rule_id: str) -> None:

@@ -1,7 +1,7 @@
 """Coming and going: join, leave, invite, kick, ban, knock, forget; in rooms of ours and, with `afar.py`, in others'.
 
 Spec: client-server-api/#room-membership, rooms/v8/ (restricted joins). The seal: a room without encryption is not joined
-(spaces, policy rooms and `privacy.clear_rooms` aside); inviting is free. Reasons are free text and are left out.
+(spaces, policy rooms and `privacy.clear_rooms` aside); inviting is free. Reasons are free text: the seal leaves them out.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from relay.rooms.send import Sender
 from relay.rooms.store import LOCAL, Stored
 
 MAX_ALLOW_CONDITIONS = 50
+IN_ROOMS = frozenset({"displayname", "avatar_url"})
+# What the server says in a member event, whatever a client wrote there.
+SERVERS_OWN = frozenset({"membership", "join_authorised_via_users_server", "third_party_invite", "third_party_signed"})
 
 
 class Members:
@@ -72,7 +75,7 @@ class Members:
         if room is not None and room.members.get(user_id) == "join" and room.local_joined:
             return
         await self._doors.join(user_id, room_id)
-        member = {"membership": "join", **await self._profiles.member_content(user_id)}
+        member = await self._own_member("join", user_id, content)
         # Whether she was banned may not be known yet: then the room's other servers say whether she may come.
         if room is not None and room.known and room.local_joined and room.partial is None:
             await self._require_encrypted(room)
@@ -149,15 +152,17 @@ class Members:
 
     # --- leave, and what others do to somebody
 
-    async def leave(self, user_id: str, room_id: str, reason: str | None = None, *, ts: int | None = None) -> None:
+    async def leave(
+        self, user_id: str, room_id: str, given: Mapping[str, Any] | None = None, *, ts: int | None = None
+    ) -> None:
         room = await self._rooms.get(room_id)
         mine = self._rooms.membership(room_id, user_id)
         if room is None or mine is None:
             raise NotFound("You are not in this room.")
         if mine in ("leave", "ban"):
             raise Forbidden("You are not in this room any more.")
-        if room.known and room.local_joined:
-            await self._change(room_id, sender=user_id, target=user_id, content={"membership": "leave"}, ts=ts)
+        if room.known and (room.local_joined or not room.servers):
+            await self._change(room_id, sender=user_id, target=user_id, content=_member("leave", given), ts=ts)
             return
         await self._afar.leave(user_id, room)
 
@@ -188,14 +193,14 @@ class Members:
         local = server_of(target) == self._server_name
         if local and not await self._local_user_exists(target):
             raise NotFound(f"There is no account {target} on this server.")
-        member: dict[str, Any] = {"membership": "invite"}
-        if content and content.get("is_direct") is True:
-            member["is_direct"] = True
+        # Who is invited is shown by the name that they gave themselves.
+        member = _member("invite", {k: v for k, v in (content or {}).items() if k not in IN_ROOMS})
         if local:
             await self._doors.invite(sender, target, room_id)
             member.update(await self._profiles.member_content(target))
             await self._change(room_id, sender=sender, target=target, content=member, ts=ts)
             return
+        member = self._seal.outgoing("m.room.member", target, member)
         async with room.lock:
             event = await self._sender.judged(
                 room, sender=sender, type="m.room.member", content=member, state_key=target
@@ -214,28 +219,36 @@ class Members:
         if verdict.outcome != "accepted":
             raise Forbidden(f"The room has changed meanwhile, and no longer allows this: {verdict.reason}.")
 
-    async def kick(self, sender: str, room_id: str, target: str, *, ts: int | None = None) -> None:
+    async def kick(
+        self, sender: str, room_id: str, target: str, given: Mapping[str, Any] | None = None, *, ts: int | None = None
+    ) -> None:
         await self._rooms.require_joined(room_id, sender)
         room = await self._whole(room_id)
         if room.members.get(target) not in ("join", "invite", "knock"):
             raise Forbidden(f"{target} is not in this room.")
-        await self._change(room_id, sender=sender, target=target, content={"membership": "leave"}, ts=ts)
+        await self._change(room_id, sender=sender, target=target, content=_member("leave", given), ts=ts)
 
-    async def ban(self, sender: str, room_id: str, target: str, *, ts: int | None = None) -> None:
+    async def ban(
+        self, sender: str, room_id: str, target: str, given: Mapping[str, Any] | None = None, *, ts: int | None = None
+    ) -> None:
         await self._whole(room_id)
-        await self._change(room_id, sender=sender, target=target, content={"membership": "ban"}, ts=ts)
+        await self._change(room_id, sender=sender, target=target, content=_member("ban", given), ts=ts)
 
-    async def unban(self, sender: str, room_id: str, target: str, *, ts: int | None = None) -> None:
+    async def unban(
+        self, sender: str, room_id: str, target: str, given: Mapping[str, Any] | None = None, *, ts: int | None = None
+    ) -> None:
         await self._rooms.require_joined(room_id, sender)
         room = await self._whole(room_id)
         if room.members.get(target) != "ban":
             raise Forbidden(f"{target} is not banned from this room.")
-        await self._change(room_id, sender=sender, target=target, content={"membership": "leave"}, ts=ts)
+        await self._change(room_id, sender=sender, target=target, content=_member("leave", given), ts=ts)
 
-    async def knock(self, user_id: str, room_id: str, *, via: Sequence[str] = ()) -> None:
+    async def knock(
+        self, user_id: str, room_id: str, *, via: Sequence[str] = (), content: Mapping[str, Any] | None = None
+    ) -> None:
         await self._doors.knock(user_id, room_id)
         room = await self._rooms.get(room_id)
-        member = {"membership": "knock", **await self._profiles.member_content(user_id)}
+        member = await self._own_member("knock", user_id, content)
         if room is not None and room.known and room.local_joined and room.partial is None:
             await self._change(room_id, sender=user_id, target=user_id, content=member)
             return
@@ -294,6 +307,11 @@ class Members:
             except ApiError:
                 continue
 
+    async def _own_member(self, membership: str, user_id: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What she says of herself when she comes, as far as the seal lets it pass."""
+        content = {**await self._profiles.member_content(user_id), **_member(membership, given)}
+        return self._seal.outgoing("m.room.member", user_id, content)
+
     async def _change(
         self, room_id: str, *, sender: str, target: str, content: dict[str, Any], ts: int | None = None
     ) -> Stored:
@@ -319,3 +337,7 @@ class Members:
             except ChainBroken:
                 continue
         raise ApiError("The room is busy repairing itself. Try again.", status=503)
+
+
+def _member(membership: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {**{k: v for k, v in (given or {}).items() if k not in SERVERS_OWN}, "membership": membership}

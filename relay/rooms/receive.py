@@ -26,7 +26,7 @@ from relay.rooms.intake import Intake, Taken
 from relay.rooms.room import CREATE, POWER_LEVELS, Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.state import Known, StateMap
-from relay.rooms.store import LOCAL, REJECTED, SOFT_FAILED, STUB, Key, Stored
+from relay.rooms.store import AFTER_GAP, LOCAL, REJECTED, SOFT_FAILED, STUB, Key, Stored
 
 log = structlog.get_logger("receive")
 
@@ -263,7 +263,7 @@ class Receiver:
                     return _ACCEPTED, None
             log.info("refused an event", event_id=event.id, outcome=verdict.outcome, rule=verdict.rule)
             return verdict, self._set_aside(room, taken, verdict, at, facts)
-        marks, target, levels = taken.marks, None, None
+        marks, target, levels = taken.marks | (AFTER_GAP if gap is not None and gap.missing else 0), None, None
         if event.type == "m.room.redaction" and create is not None:
             # The power that counts is that of the moment at which it was sent.
             target = await redactions.target_of(self._db, room, taken.redacts)

@@ -130,10 +130,13 @@ class RoomsPart(Part):
         return await self._db.read(chunk)
 
     async def _state_at(self, view: View, token: HistoryToken) -> StateMap:
+        """The state at a place in the history. The place before the room's beginning counts as its beginning: it is where a
+        timeline begins that has the whole room in it."""
         room = view.room
         if token.depth is None:
             pos = min(token.pos, view.left_pos) if view.ends and view.left_pos is not None else token.pos
-            return await self._viewing.state_at(room, pos)
+            found = await self._viewing.state_at(room, pos)
+            return found or await self._first_state(room)
         state_nid = await self._db.read(
             lambda query: query.value(
                 "SELECT state_nid FROM events WHERE room_nid = $1 AND pos IS NOT NULL AND (depth, pos) <= ($2, $3) AND pos <= $4 "
@@ -142,6 +145,17 @@ class RoomsPart(Part):
                 token.depth,
                 token.pos,
                 view.left_pos if view.ends else self._db.stable_pos(),
+            )
+        )
+        return await (self._rooms.states.get(state_nid) if state_nid is not None else self._first_state(room))
+
+    async def _first_state(self, room: Room) -> StateMap:
+        """The state once the first person was in the room, as far as that is known."""
+        state_nid = await self._db.read(
+            lambda query: query.value(
+                "SELECT state_nid FROM events WHERE room_nid = $1 AND pos IS NOT NULL AND type = 'm.room.member' "
+                f"AND (marks & {store.HIDDEN}) = 0 ORDER BY depth, pos LIMIT 1",
+                room.nid,
             )
         )
         return await self._rooms.states.get(state_nid) if state_nid is not None else {}
@@ -244,12 +258,13 @@ async def joined_profiles(db: Database, room: Room) -> dict[str, Any]:
     def profiles(query: Query) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for one in store.by_ids(query, ids, room.version).values():
-            content, profile = format.content(one), {}
-            if isinstance(content.get("displayname"), str):
-                profile["display_name"] = content["displayname"]
-            if isinstance(content.get("avatar_url"), str):
-                profile["avatar_url"] = content["avatar_url"]
-            found[one.event.state_key or ""] = profile
+            content = format.content(one)
+            name, avatar = content.get("displayname"), content.get("avatar_url")
+            # Null where there is none: some clients read them without asking whether they are there.
+            found[one.event.state_key or ""] = {
+                "display_name": name if isinstance(name, str) else None,
+                "avatar_url": avatar if isinstance(avatar, str) else None,
+            }
         return found
 
     return await db.read(profiles)

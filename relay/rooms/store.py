@@ -26,6 +26,7 @@ FAN_OUT = 16  # of another server, to be passed on by us: we were asked to (send
 HISTORY = 32  # older than what was known when it came: for /messages, never for /sync
 GONE = 64  # redacted, and its ciphertext no longer kept
 RIM_KEPT = 128  # of a GONE one: nothing but its content was taken away
+AFTER_GAP = 256  # what it builds on was not all here when it came: a /sync timeline begins anew with it
 
 Key = tuple[str, str]
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import orjson
 
 from relay.db import Database, Query
-from relay.errors import InvalidParam, MissingParam, NotFound
+from relay.errors import Forbidden, InvalidParam, MissingParam, NotFound
 from relay.part import Part
 from relay.protocol.versions import RoomVersion
 from relay.rooms import format, state, store
@@ -35,6 +35,7 @@ MAX_SCANNED = 2000
 MAX_FILLS = 3
 # How far around a place in the order of arrival the place in the history is looked for.
 ARRIVAL_WINDOW = 200
+NOT_SHOWN = "There is no such event in this room, or you may not see it."
 # Beyond every depth, pos and position token.
 END = 2**62
 
@@ -198,6 +199,7 @@ class Timeline(Part):
 
     async def _messages(self, request: Request) -> dict[str, Any]:
         query = request.query
+        view = await self._viewing.enter(request.params["roomId"], request.user_id)
         direction = query.get("dir")
         if direction is None:
             raise MissingParam("The parameter dir is missing: b (back in time) or f (forward).")
@@ -205,7 +207,6 @@ class Timeline(Part):
             raise InvalidParam("The parameter dir is b (back in time) or f (forward).")
         wanted = self._read_filter(query.get("filter"))
         limit = request.query_int("limit", wanted.limit or DEFAULT_LIMIT, low=1, high=MAX_LIMIT)
-        view = await self._viewing.enter(request.params["roomId"], request.user_id)
         ways: Direction = "b" if direction == "b" else "f"
         start = self._token(query.get("from")) or self._first(view, ways)
         page = await self._page(view, start, self._token(query.get("to")), ways, limit, wanted)
@@ -283,7 +284,11 @@ class Timeline(Part):
         }
 
     async def _event(self, request: Request) -> dict[str, Any] | bytes:
-        view = await self._viewing.enter(request.params["roomId"], request.user_id)
+        try:
+            view = await self._viewing.enter(request.params["roomId"], request.user_id)
+        except Forbidden:
+            # Spec: client-server-api/#get_matrixclientv3roomsroomideventeventid knows no other answer to strangers.
+            raise NotFound(NOT_SHOWN) from None
         one, membership = await self._visible_event(view, request.params["eventId"])
         return orjson.dumps((await self._dressed(request, view.room, [one], {one.id: membership}))[0])
 
@@ -305,7 +310,7 @@ class Timeline(Part):
                 seen = await self._db.read(_seen, view, [one])
                 if one.id in seen:
                     return one, seen[one.id]
-        raise NotFound("There is no such event in this room, or you may not see it.")
+        raise NotFound(NOT_SHOWN)
 
     # --- how it is shown
 
@@ -404,7 +409,8 @@ def _page(
             here = HistoryToken(last.depth, pos, begin.direction, begin.arrived)
         if not more or full or scanned >= MAX_SCANNED:
             break
-    if more:
+    # A page with something on it may always be followed by another: forwards, more may come; an empty one ends the way.
+    if more or page.shown:
         page.end = here
     if begin is not _BEFORE_ALL:
         lowest = here.depth if more and here.depth is not None else -1

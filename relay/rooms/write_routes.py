@@ -1,7 +1,7 @@
 """What local people do in rooms, as endpoints: create, come and go, send, set state, take back.
 
 A request that is sent twice under one transaction ID acts once: while the first runs the second waits for it, later the
-event ID is in memory, and after a restart its row is met in the write itself. Free text (reasons) is left out by the seal.
+event ID is in memory, and after a restart its row is met in the write itself. Free text (reasons) is left out by the seal, unless it is open.
 Spec: client-server-api/#sending-events-to-a-room, #room-membership, #redactions, #transaction-identifiers.
 """
 
@@ -17,11 +17,11 @@ from relay.limits import Limits
 from relay.part import Part
 from relay.rooms.create import Creator
 from relay.rooms.directory import CANONICAL_ALIAS, Directory
-from relay.rooms.members import Members
+from relay.rooms.members import SERVERS_OWN, Members
 from relay.rooms.rooms import Rooms
 from relay.rooms.send import Sender
 from relay.rooms.store import Stored
-from relay.web import Answer, Caller, Request, Route, get_string
+from relay.web import Answer, Caller, Request, Route, get_optional_string, get_string
 
 MAX_VIA = 20
 MAX_TRANSACTION_ID = 255
@@ -170,6 +170,8 @@ class WriteRoutes(Part):
             if target != user_id:
                 raise Forbidden("You can't join a room for somebody else. Invite them.")
             if now == "join":  # Her name or avatar in this room.
+                content = {key: value for key, value in content.items() if key not in SERVERS_OWN}
+                content["membership"] = "join"
                 one = await self._sender.send(
                     room_id, sender=user_id, type=MEMBER, content=content, state_key=target, ts=ts
                 )
@@ -181,16 +183,16 @@ class WriteRoutes(Part):
             await self._members.invite(user_id, room_id, target, content, ts=ts)
         elif membership == "leave":
             if target == user_id:
-                await self._members.leave(user_id, room_id, ts=ts)
+                await self._members.leave(user_id, room_id, content, ts=ts)
             elif now == "ban":
-                await self._members.unban(user_id, room_id, target, ts=ts)
+                await self._members.unban(user_id, room_id, target, content, ts=ts)
             else:
-                await self._members.kick(user_id, room_id, target, ts=ts)
+                await self._members.kick(user_id, room_id, target, content, ts=ts)
         elif membership == "ban":
-            await self._members.ban(user_id, room_id, target, ts=ts)
+            await self._members.ban(user_id, room_id, target, content, ts=ts)
         elif membership == "knock" and target == user_id:
             self._spend("joins", who)
-            await self._members.knock(user_id, room_id)
+            await self._members.knock(user_id, room_id, content=content)
         else:
             raise BadJson("The membership is one of join, invite, leave, ban and, for yourself, knock.")
         return await self._member_event(room_id, target)
@@ -225,8 +227,7 @@ class WriteRoutes(Part):
 
     async def _knock(self, request: Request) -> Answer:
         room_id, via = await self._where(request)
-        request.optional_json()
-        await self._members.knock(request.user_id, room_id, via=via)
+        await self._members.knock(request.user_id, room_id, via=via, content=_reason(request.optional_json()))
         return {"room_id": room_id}
 
     async def _where(self, request: Request) -> tuple[str, list[str]]:
@@ -239,8 +240,7 @@ class WriteRoutes(Part):
         return room_id, list(dict.fromkeys([*named[:MAX_VIA], *servers]))[:MAX_VIA]
 
     async def _leave(self, request: Request) -> Answer:
-        request.optional_json()
-        await self._members.leave(request.user_id, request.params["roomId"])
+        await self._members.leave(request.user_id, request.params["roomId"], _reason(request.optional_json()))
         return {}
 
     async def _forget(self, request: Request) -> Answer:
@@ -255,19 +255,22 @@ class WriteRoutes(Part):
                 status=403,
                 errcode="M_THREEPID_DENIED",
             )
-        await self._members.invite(request.user_id, request.params["roomId"], _target(body))
+        await self._members.invite(request.user_id, request.params["roomId"], _target(body), _reason(body))
         return {}
 
     async def _kick(self, request: Request) -> Answer:
-        await self._members.kick(request.user_id, request.params["roomId"], _target(request.json()))
+        body = request.json()
+        await self._members.kick(request.user_id, request.params["roomId"], _target(body), _reason(body))
         return {}
 
     async def _ban(self, request: Request) -> Answer:
-        await self._members.ban(request.user_id, request.params["roomId"], _target(request.json()))
+        body = request.json()
+        await self._members.ban(request.user_id, request.params["roomId"], _target(body), _reason(body))
         return {}
 
     async def _unban(self, request: Request) -> Answer:
-        await self._members.unban(request.user_id, request.params["roomId"], _target(request.json()))
+        body = request.json()
+        await self._members.unban(request.user_id, request.params["roomId"], _target(body), _reason(body))
         return {}
 
 
@@ -282,6 +285,11 @@ def _ts(request: Request) -> int | None:
     if not request.who.service or "ts" not in request.query:
         return None
     return request.query_int("ts", 0)
+
+
+def _reason(body: dict[str, Any]) -> dict[str, Any]:
+    reason = get_optional_string(body, "reason")
+    return {} if reason is None else {"reason": reason}
 
 
 def _event_id(event_id: str) -> bytes:

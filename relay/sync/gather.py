@@ -130,10 +130,11 @@ class Gather:
                 await self._stripped(gathered, room_id, ask.user_id, mine)
             return
         gone = mine.membership in ("leave", "ban")
+        # That she left is told to her other devices even if she forgot the room at once.
         if gone and (
-            mine.forgotten
+            (mine.forgotten and not new)
             or not (new or filter.room.include_leave)
-            or (ask.since is None and not filter.room.include_leave)
+            or (ask.since is None and (mine.forgotten or not filter.room.include_leave))
         ):
             return
         if gone and self.hides_leave is not None and self.hides_leave(ask.user_id, room_id):
@@ -165,6 +166,7 @@ class Gather:
                 state_after=state_after,
                 ignored=ignored,
                 upto_leave=gone,
+                newly=newly and ask.since is not None,
             )
         )
         if gone:

@@ -19,7 +19,7 @@ from relay.protocol.event import Event
 from relay.rooms import format, state, store
 from relay.rooms.room import HISTORY_VISIBILITY, STRIPPED_KEYS, Room
 from relay.rooms.rooms import Membership, Rooms
-from relay.rooms.store import Key, Stored
+from relay.rooms.store import AFTER_GAP, Key, Stored
 from relay.rooms.timeline import HistoryToken
 from relay.rooms.viewing import Viewing
 
@@ -50,6 +50,8 @@ class RoomAsk:
     state_after: str
     ignored: frozenset[str]
     upto_leave: bool = False
+    # Whether she came since the last time: what her client has of the room, if anything, is from before she left.
+    newly: bool = False
 
 
 @dataclass(slots=True)
@@ -132,8 +134,13 @@ class SyncRooms:
                 if wanted.allows(one.event.type, one.event.sender, room.room_id, "url" in one.event.content)
                 and (one.event.is_state or one.event.sender not in ask.ignored)
             ]
-        limited = len(found) > limit
-        return found[-limit:], limited
+        limited = len(found) > limit or ask.newly
+        found = found[-limit:]
+        for index in range(len(found) - 1, -1, -1):
+            # Where something is missing before an event, the client has to page back, and what lies before the gap is not told.
+            if found[index].marks & AFTER_GAP:
+                return found[index:], True
+        return found, limited
 
     async def may_see(self, ask: RoomAsk, shown: list[Stored]) -> tuple[list[Stored], dict[str, str]]:
         """What this person may see of it, and her membership at each event."""

@@ -22,6 +22,7 @@ from relay.accounts.passwords import Passwords
 from relay.accounts.reauth import Reauth
 from relay.accounts.register import Register
 from relay.accounts.sessions import Sessions
+from relay.accounts.shared_secret import SharedSecret
 from relay.accounts.tokens import RegistrationTokens
 from relay.accounts.users import Users
 from relay.bell import Bell
@@ -109,7 +110,13 @@ class SlowDoors(OpenDoors):
 
 class House:
     def __init__(
-        self, folder: Path, mode: str = "open_to_everyone", *, limited: bool = False, open_profiles: bool = False
+        self,
+        folder: Path,
+        mode: str = "open_to_everyone",
+        *,
+        limited: bool = False,
+        open_profiles: bool = False,
+        shared_secret: str | None = None,
     ) -> None:
         self.clock = HandClock()
         self.bell = Bell()
@@ -128,6 +135,7 @@ class House:
         self.devices = Devices(db, self.sessions, self.reauth)
         self.login = Login(db, self.users, self.devices, self.doors, limits, "https://matrix.one.example")
         self.register = Register(db, self.users, self.devices, self.reauth, self.tokens, self.doors, registration)
+        self.shared_secret = SharedSecret(shared_secret, self.register, self.clock)
         self.account = Account(db, self.users, self.sessions, self.devices, self.reauth)
         self.profiles = Profiles(db, self.users, self.rooms, self.doors, None, open_to_everyone=open_profiles)
         self.account_data = AccountData(db)
@@ -136,7 +144,7 @@ class House:
         self.user_search = UserSearch(db, self.users, self.rooms, self.profiles)
         self.account.on_deactivated += [self.profiles.forget, self.account_data.forget, self.filters.forget]
         self.parts = [
-            self.users, self.sessions, self.tokens, self.devices, self.login, self.register, self.account,
+            self.users, self.sessions, self.tokens, self.devices, self.login, self.register, self.shared_secret, self.account,
             self.profiles, self.account_data, self.tags, self.filters, self.user_search,
         ]  # fmt: skip
         self.web = Web([route for part in self.parts for route in part.routes()], self.sessions, None, limits)
@@ -198,7 +206,7 @@ class Person:
     async def says(self, method: str, path: str, body: Any = None, token: str | None = None) -> Reply:
         token = token or self.token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        path = path if path.startswith("/_matrix") else CLIENT + path
+        path = path if path.startswith(("/_matrix", "/_synapse")) else CLIENT + path
         sends = {"data": body} if isinstance(body, bytes) else {"json": body} if body is not None else {}
         async with self.house.wire.request(method, path, headers=headers, **sends) as answer:
             return Reply(answer.status, await answer.json(), answer.headers)

@@ -57,7 +57,7 @@ async def test_nobody_confirms_with_the_password_of_another(house: House) -> Non
     stolen = await mallory.says("DELETE", f"/devices/{alice.device_id}", {"auth": mallory.proof(asked.body["session"])})
     assert stolen.status == 200, "mallory confirms for herself, and has no such device"
     borrowed = await alice.says("DELETE", f"/devices/{alice.device_id}", {"auth": mallory.proof(asked.body["session"])})
-    assert borrowed.status == 401 and borrowed.errcode == "M_FORBIDDEN", "another account's password is no proof"
+    assert borrowed.status == 403 and borrowed.errcode == "M_FORBIDDEN", "another account's password is no proof"
     assert await alice.is_signed_in()
 
 

@@ -27,7 +27,7 @@ async def test_a_device_publishes_only_its_own_keys(house: KeyHouse) -> None:
     await alice.publishes()
     for wrong in ({"device_id": "OTHER"}, {"user_id": "@mallory:one.example"}):
         reply = await alice.says("POST", "/keys/upload", {"device_keys": {**alice.keys, **wrong}})
-        assert reply.status == 403, f"keys that name {wrong} are refused: {reply.body}"
+        assert reply.errcode == "M_INVALID_PARAM", f"keys that name {wrong} are refused: {reply.body}"
     reply = await alice.says(
         "POST", "/keys/upload", {"device_keys": {"user_id": alice.user_id, "device_id": alice.device_id}}
     )
@@ -196,14 +196,16 @@ async def test_who_comes_and_goes_stands_in_the_lists(house: KeyHouse) -> None:
     assert (await alice.says("GET", "/keys/changes?from=x&to=y")).errcode == "M_INVALID_PARAM", "a bad token is refused"
 
 
-async def test_an_unencrypted_room_is_not_shared_in_this_sense(house: KeyHouse) -> None:
+async def test_rooms_without_encryption_count_too(house: KeyHouse) -> None:
     alice, carol = await house.friend("alice"), await house.friend("carol")
     space = await house.room_of(alice, creation_content={"type": "m.space"})
     await alice.syncs(None)
     await house.moves(space, carol.user_id, "join")
-    assert (await alice.syncs()).changed == set(), "nobody sends keys in a space"
+    assert (await alice.syncs()).changed == {carol.user_id}, "a room may turn encryption on at any time"
     await carol.publishes()
-    assert (await alice.syncs()).changed == {carol.user_id}, "but changed keys are told wherever a room is shared"
+    assert (await alice.syncs()).changed == {carol.user_id}, "and changed keys are told wherever a room is shared"
+    await house.moves(space, carol.user_id, "leave")
+    assert (await alice.syncs()).left == {carol.user_id}, "whoever shares no room any more is told as well"
 
 
 @pytest.mark.parametrize("restarted", [False, True])

@@ -267,7 +267,7 @@ def test_a_new_rule_is_the_most_important_of_its_kind() -> None:
         "default": False,
         "enabled": True,
         "pattern": "tea",
-        "actions": ["notify"],
+        "actions": ["notify", "coalesce"],
     }, "as clients get it"
     stored = changes.put(stored, "content", "pie", {"pattern": "pie", "actions": []}, before="cake")
     assert ids(stored, "content") == ["tea", "pie", "cake"], "before: the next more important"

@@ -64,4 +64,8 @@ async def test_members_now_and_at_a_token(ground: Ground) -> None:
     assert await members(at=page["end"], membership="join") == {alice.id}, "by a token of the history too"
     assert (await alice.asks("GET", f"{V3}/rooms/{room}/members", membership="x"))[0] == 400
     joined = (await alice.gets(f"{V3}/rooms/{room}/joined_members"))["joined"]
-    assert joined == {alice.id: {"display_name": "Alice"}, carol.id: {"display_name": "Carol"}}, "with their names"
+    assert joined == {
+        alice.id: {"display_name": "Alice", "avatar_url": None},
+        carol.id: {"display_name": "Carol", "avatar_url": None},
+    }, "with their names"
+    assert await members(at=f"s{ground.db.epoch}_0_0123abcd-0") == {alice.id}, "before the beginning is the beginning"

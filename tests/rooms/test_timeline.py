@@ -23,7 +23,8 @@ async def test_history_is_paged_both_ways_each_message_once(ground: Ground) -> N
 
     assert await alice.reads(room, "b", 10) == texts[::-1], "paging back gives each message once, the newest first"
     assert await alice.reads(room, "f", 7) == texts, "paging forward gives each message once, the oldest first"
-    pages = await alice.pages(room, "b", 10)
+    *pages, last = await alice.pages(room, "b", 10)
+    assert last == [], "the end of the way is an empty page"
     assert pages[-1][-1]["type"] == "m.room.create", "history ends with the room's creation"
     assert all(len(page) == 10 for page in pages[:-1]), "every page but the last is full"
 
@@ -136,7 +137,8 @@ async def test_a_filter_chooses_and_members_come_lazily(ground: Ground) -> None:
     assert [e["state_key"] for e in page["state"]] == [bob.id], "the sender's member event comes along"
     page = await alice.gets(f"{V3}/rooms/{room}/messages", dir="b", limit=3, filter=wanted, **{"from": page["end"]})
     assert [said(e) for e in page["chunk"]] == ["0"], "the next page goes on behind it"
-    assert "end" not in page, "and there is nothing more"
+    page = await alice.gets(f"{V3}/rooms/{room}/messages", dir="b", limit=3, filter=wanted, **{"from": page["end"]})
+    assert page["chunk"] == [] and "end" not in page, "and there is nothing more"
 
 
 async def test_whoever_comes_late_sees_what_the_room_lets_her_see(ground: Ground) -> None:
@@ -182,9 +184,10 @@ async def test_whoever_left_sees_what_was_until_then_and_no_more(ground: Ground)
     await bob.does("POST", f"{V3}/rooms/{room}/forget")
     status, answer = await bob.asks("GET", f"{V3}/rooms/{room}/messages", dir="b")
     assert (status, answer["errcode"]) == (403, "M_FORBIDDEN"), "a forgotten room is closed"
-    for path in ("messages?dir=b", "state", "members", f"context/{late}", f"event/{late}"):
+    for path in ("messages?dir=b", "messages", "state", "members", f"context/{late}"):
         status, answer = await eve.asks("GET", f"{V3}/rooms/{room}/{path}")
         assert (status, answer["errcode"]) == (403, "M_FORBIDDEN"), f"a stranger gets nothing of {path}"
+    assert (await eve.asks("GET", f"{V3}/rooms/{room}/event/{late}"))[0] == 404, "nor learns whether an event exists"
     await bob.joins(room)
     assert await bob.reads(room) == ["three", "two", "one"], "when he comes back, shared history is his again"
 
