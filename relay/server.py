@@ -93,6 +93,7 @@ from relay.people.following import Following
 from relay.people.hidden_invites import HiddenInvites
 from relay.people.invite_blocking import InviteBlocking
 from relay.people.profile import Profiles
+from relay.people.server_notices import ServerNotices
 from relay.people.tags import Tags
 from relay.people.user_search import UserSearch
 from relay.protocol.seal import Seal
@@ -292,6 +293,8 @@ class Server:
         copies = RemoteCopies(db, clock, settings.media, seal, remote, media_folder / "remote")
         media = Media(db, clock, settings.media, seal, doors, copies, name, media_folder / "local")
 
+        notices = ServerNotices(db, users, rooms, creator, members, sender, account_data, seal)
+
         # Who is told of what happens elsewhere.
         appservices.answer_for_names(login, register, profiles, directory)
         rooms.updates_profile = members.update_profile
@@ -314,6 +317,7 @@ class Server:
         )
         restrained_doors.sender_of = rooms.sender_of
         media.inspector = keeping.finish(rooms, media.store)
+        members.before_turning_down = notices.keeps
         devices.is_signing_key = cross_signing.is_signing_key
 
         # /sync.
@@ -327,7 +331,7 @@ class Server:
             summaries, Spaces(summaries, clock), dates, upgrades, MutualRooms(rooms), Following(db, rooms, account_data, push_rules),
             profiles, account_data, contact_gate, contact_links, Tags(db, account_data), filters, UserSearch(db, users, rooms, profiles),
             published, device_lists, remote_lists, signatures, to_device, one_time_keys, cross_signing, device_keys, backup,
-            receipts, typing, presence, push_rules, unread, pushers, gateway, notifications, copies, media,
+            receipts, typing, presence, push_rules, unread, pushers, gateway, notifications, copies, media, notices,
         ]  # fmt: skip
         sync_rooms = SyncRooms(db, rooms, viewing)
         gather = Gather(rooms, bell, sync_rooms, self._parts, account_data.ignored_users)

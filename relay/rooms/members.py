@@ -6,7 +6,7 @@ Spec: client-server-api/#room-membership, rooms/v8/ (restricted joins). The seal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from relay.db import ChainBroken, Database, Tx
@@ -58,6 +58,8 @@ class Members:
         self._clear_rooms = frozenset(clear_rooms)
         self._local_user_exists = local_user_exists
         self._server_name = rooms.server_name
+        # Asked before an invite is turned down; raises where that may not be. The server sets it.
+        self.before_turning_down: Callable[[str, str], Awaitable[None]] | None = None
 
     # --- join
 
@@ -161,6 +163,8 @@ class Members:
             raise NotFound("You are not in this room.")
         if mine in ("leave", "ban"):
             raise Forbidden("You are not in this room any more.")
+        if mine == "invite" and self.before_turning_down is not None:
+            await self.before_turning_down(user_id, room_id)
         if room.known and (room.local_joined or not room.servers):
             await self._change(room_id, sender=user_id, target=user_id, content=_member("leave", given), ts=ts)
             return
