@@ -1,0 +1,93 @@
+"""A mautrix-python bot as an application service talks encrypted with matrix-nio, at the default seal."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import nio
+import pytest
+import yaml
+
+from tests.nio_people import Nio, good
+from tests.people import until
+from tests.town import Town
+
+pytest.importorskip(
+    "olm", reason="python-olm, which mautrix encrypts with, has no wheel for this Python: see pyproject.toml"
+)
+from tests.appservices.mautrix_bot import Bot
+
+
+class Scene:
+    def __init__(self, town: Town) -> None:
+        self.town = town
+        self.bot = Bot()
+        self.everybody: list[Nio] = []
+
+    async def begins(self) -> None:
+        folder = self.town.folder / "one"
+        folder.mkdir(mode=0o700)
+        (folder / "echo.yaml").write_text(yaml.safe_dump(self.bot.registration()))
+        self.house = await self.town.relay("one", "appservices: {registration_files: [echo.yaml]}\n")
+        await self.bot.starts(self.house)
+
+    async def device(self, address: str, name: str) -> Nio:
+        person = await self.town.user(address)
+        one = Nio(person, self.town.folder / "nio" / name, name)
+        self.everybody.append(one)
+        await one.signs_in()
+        return one
+
+
+@pytest.fixture
+async def scene(town: Town) -> AsyncIterator[Scene]:
+    scene = Scene(town)
+    await scene.begins()
+    try:
+        yield scene
+    finally:
+        for one in scene.everybody:
+            await one.closes()
+        await scene.bot.stops()
+
+
+async def test_a_bot_talks_encrypted(scene: Scene) -> None:
+    bot = scene.bot
+    alice = await scene.device("alice@one", "ALICEPHONE")
+    made = await alice.client.room_create(invite=[bot.id], preset=nio.RoomPreset.private_chat)
+    room = good(made, nio.RoomCreateResponse).room_id
+    assert await alice.notices(lambda: bot.id in getattr(alice.room(room), "users", {}), 20), (
+        "the bot comes when invited"
+    )
+    assert await until(lambda: bot.rooms.is_encrypted(room), 20)
+    before = await bot.counts()
+    await alice.says(room, "good evening")
+    assert await alice.hears("you said: good evening", 30), f"it reads and answers: {bot.failures}"
+    assert bot.heard == [(alice.id, "good evening")]
+    assert not alice.undecrypted, "everything could be read"
+    assert any(who == bot.id for who, _ in alice.receipts), "it says that it has read"
+    assert await bot.counts() >= before - 1
+
+    # A ghost speaks with the bot's keys, as people of a bridged network do.
+    ghost = await bot.brings(room, "tom", "Tom from elsewhere")
+    await bot.says(room, "hello from another network", ghost)
+    assert await alice.hears("hello from another network", 20)
+    assert (ghost, "hello from another network") in alice.texts
+
+    # Somebody of another server comes: the bot learns of her devices by transaction, and gives her its new keys.
+    bob = await scene.device("bob@two", "BOBPHONE")
+    good(await alice.client.room_invite(room, bob.id), nio.RoomInviteResponse)
+    assert await bob.notices(lambda: room in bob.client.invited_rooms, 20)
+    good(await bob.client.join(room), nio.JoinResponse)
+    assert await until(lambda: bob.id in bot.rooms.members.get(room, {}), 20), "the bot hears that he came"
+    await bob.notices(lambda: bot.id in getattr(bob.room(room), "users", {}), 20)
+    await bob.says(room, "and who are you?")
+    assert await bob.hears("you said: and who are you?", 30), f"across servers too: {bot.failures}"
+    assert await alice.hears("you said: and who are you?", 30)
+    await alice.client.room_typing(room, True)
+    assert await until(lambda: any(e.type.t == "m.typing" for e in bot.ephemeral), 20), "it sees who is typing"
+    assert not bot.failures
+
+    written = b"".join(file.read_bytes() for file in scene.house.files())
+    for text in (b"good evening", b"hello from another network", b"who are you"):
+        assert text not in written, "nothing of it is readable on the relay's disk"
