@@ -11,6 +11,7 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -20,7 +21,7 @@ from federation.catch_up import EventLog, KnownRoom, Logged, destinations, in_ro
 from federation.connections import Connections, path
 from federation.lane import MAX_EDUS, Departing, Lane, Waiting
 from relay.bell import Bell
-from relay.clock import HOUR, SECOND, Clock
+from relay.clock import DAY, HOUR, SECOND, Clock
 from relay.db import FOLLOWED, Database, Query
 from relay.departures import Departures
 from relay.errors import ApiError, RemoteError
@@ -41,6 +42,8 @@ KEEP_SECONDS = 1.0
 TIMEOUT_FACTOR = 2
 # A server that was down for longer keeps nothing in our memory.
 REST_AFTER = HOUR
+# Messages to the devices there would no longer be understood by anybody.
+GONE_AFTER = 30 * DAY
 # Spec names no code for one bad item in a transaction; these say that repeating it is of no use.
 _REFUSED = frozenset({"M_BAD_JSON", "M_NOT_JSON", "M_TOO_LARGE"})
 MAX_REFUSALS = 5
@@ -112,6 +115,8 @@ class Outbox(Part):
         self._timers: list[tuple[int, str]] = []
         self._dirty: set[str] = set()
         self._taken_edus: dict[str, int] = {}
+        # Servers that are down -> whether they count as gone.
+        self._to_trim: dict[str, bool] = {}
         self._to_keep = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         # Transactions with nothing durable in them: their ID need not outlive us, only never come twice.
@@ -376,6 +381,7 @@ class Outbox(Part):
         trouble = self._backoff.trouble(lane.server)
         if trouble is not None and self._clock.now() - trouble.since > REST_AFTER:
             lane.rest()
+            self._to_trim[lane.server] = self._clock.now() - trouble.since > GONE_AFTER
         elif flight is not None and not flight.events and not flight.last_edu:
             lane.flight = None  # only passing things, which are not worth a second attempt
         return False
@@ -400,9 +406,10 @@ class Outbox(Part):
 
     async def _keep(self) -> None:
         pos, dirty, edus = self._pos, self._dirty, self._taken_edus
-        if not dirty and not edus and pos == self._kept_pos:
+        trims = self._to_trim
+        if not dirty and not edus and not trims and pos == self._kept_pos:
             return
-        self._dirty, self._taken_edus = set(), {}
+        self._dirty, self._taken_edus, self._to_trim = set(), {}, {}
         with self._db.write() as tx:
             for server in dirty:
                 lane = self._lanes.get(server)
@@ -417,6 +424,8 @@ class Outbox(Part):
                     )
             for server, last in edus.items():
                 self._departures.taken(tx, server, last)
+            for server, gone in trims.items():
+                tx.call(partial(self._departures.trim, destination=server, gone=gone))
             tx.run(FOLLOWED, NAME, pos)
         try:
             await tx

@@ -24,6 +24,12 @@ TakesPassing = Callable[[str, str, dict[str, Any], str], None]
 
 # What a follower that lags finds in memory; the rest it reads.
 MAX_FRESH = 500
+TO_DEVICE = "m.direct_to_device"
+# What waits for one server that can't be reached, at most.
+MAX_MESSAGES_WAITING = 1_000
+MAX_BYTES_WAITING = 8 * 2**20
+
+_LIFE = "until the other server has taken it; messages to devices 30 days at most"
 
 T = TypeVar("T")
 
@@ -60,11 +66,11 @@ class Departures(Part):
                 {
                     "pos": (
                         "its place on the number line, the order of sending",
-                        "until the other server has taken it",
+                        _LIFE,
                     ),
-                    "destination": ("which server it is for", "until the other server has taken it"),
-                    "type": ("which kind of EDU", "until the other server has taken it"),
-                    "content": ("the EDU's content: ciphertext and public keys", "until the other server has taken it"),
+                    "destination": ("which server it is for", _LIFE),
+                    "type": ("which kind of EDU", _LIFE),
+                    "content": ("the EDU's content: ciphertext and public keys", _LIFE),
                 },
             ),
         ),
@@ -119,6 +125,30 @@ class Departures(Part):
 
     def taken(self, tx: Tx, destination: str, upto: int) -> None:
         tx.run("DELETE FROM departing_edus WHERE destination = $1 AND pos <= $2", destination, upto)
+
+    def trim(self, query: Query, destination: str, *, gone: bool) -> int:
+        """Bounds what waits for a server that can't be reached: how many rows went. Of device lists each person's latest
+        stays, which tells the other server to ask for the whole; of messages to devices the newest, and none once it is
+        `gone` for good, as it seems."""
+        rows = query.all(
+            "SELECT pos, type, content FROM departing_edus WHERE destination = $1 ORDER BY pos DESC", destination
+        )
+        told: set[tuple[str, Any]] = set()
+        messages = size = 0
+        over = []
+        for pos, edu_type, content in rows:
+            if edu_type == TO_DEVICE:
+                messages, size = messages + 1, size + len(content)
+                if gone or messages > MAX_MESSAGES_WAITING or size > MAX_BYTES_WAITING:
+                    over.append(pos)
+                continue
+            key = (edu_type, orjson.loads(bytes(content)).get("user_id"))
+            if key in told:
+                over.append(pos)
+            told.add(key)
+        for pos in over:
+            query.run("DELETE FROM departing_edus WHERE pos = $1", pos)
+        return len(over)
 
     def passing(self, destinations: Iterable[str], edu_type: str, content: dict[str, Any], key: str) -> None:
         """Leaves soon or never."""

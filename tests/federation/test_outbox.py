@@ -6,11 +6,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from federation.backoff import Trouble
 from relay import departures
-from relay.clock import HOUR, MINUTE, SECOND
+from relay.clock import DAY, HOUR, MINUTE, SECOND
+from relay.db import Query
 from tests.federation.neighbours import Neighbour, two_servers, until
 
 ROOM = "!room:one.test"
@@ -298,3 +300,52 @@ async def test_what_was_said_before_a_server_left_reaches_it_afterwards(tmp_path
         one.send_out()
         await until(lambda: len(two.texts()) == 3, "what was its own arrives")
         assert two.texts() == ["you are still here", "still", "m.room.member"], "up to its leaving, and no further"
+
+
+async def test_what_waits_for_a_server_that_does_not_come_back_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(departures, "MAX_MESSAGES_WAITING", 3)
+    async with two_servers(tmp_path) as (one, two):
+        await two.listening.stop()
+        one.send_out()
+
+        async def queues() -> None:
+            for number in range(6):
+                with one.db.write() as tx:
+                    one.departures.durable(tx, [two.name], "m.direct_to_device", {"message_id": f"m{number}"})
+                    update = {"user_id": f"@u{number % 2}:one.test", "stream_id": number}
+                    one.departures.durable(tx, [two.name], "m.device_list_update", update)
+                await tx
+
+        def waits(query: Query) -> list[tuple[str, dict[str, Any]]]:
+            rows = query.all("SELECT type, content FROM departing_edus ORDER BY pos")
+            return [(edu_type, orjson.loads(bytes(content))) for edu_type, content in rows]
+
+        async def fails_again() -> None:
+            before = one.backoff.trouble(two.name)
+            failed_at = before.failed_at if before is not None else 0
+            one.clock.forward(2 * HOUR)
+            await until(
+                lambda: (now := one.backoff.trouble(two.name)) is not None and now.failed_at > failed_at, "it is tried"
+            )
+            await until(lambda: not one.outbox._to_trim, "what waits is looked over")
+            await one.db.settled()
+
+        await queues()
+        await until(lambda: one.backoff.wait_left(two.name) > 0, "the outbox finds out")
+        assert len(await one.db.read(waits)) == 12, "a short absence costs nothing"
+        await fails_again()
+        rows = await one.db.read(waits)
+        messages = [content["message_id"] for edu_type, content in rows if edu_type == "m.direct_to_device"]
+        lists = {content["user_id"]: content["stream_id"] for edu_type, content in rows if "list" in edu_type}
+        assert messages == ["m3", "m4", "m5"], "the newest messages are kept"
+        assert lists == {"@u0:one.test": 4, "@u1:one.test": 5} and len(rows) == 5, "and each person's latest devices"
+        one.clock.forward(31 * DAY)
+        await fails_again()
+        rows = await one.db.read(waits)
+        assert [edu_type for edu_type, _ in rows] == ["m.device_list_update"] * 2, "after a month no messages"
+        await two.stop()
+        await two.start()
+        one.clock.forward(2 * HOUR)
+        await until(lambda: len(two.edus("m.device_list_update")) == 2, "back again, it learns of the devices")
