@@ -386,6 +386,9 @@ class Outbox(Part):
             lane.flight = None  # only passing things, which are not worth a second attempt
         return False
 
+    def forget_server(self, query: Query, server: str) -> int:
+        return query.run("DELETE FROM destinations WHERE server = $1", server)
+
     # --- what stands on disk
 
     async def _keep_up(self) -> None:

@@ -157,6 +157,9 @@ class Departures(Part):
                 if destination != self._server_name:
                     self._takes_passing(destination, edu_type, content, key)
 
+    def forget_server(self, query: Query, server: str) -> int:
+        return query.run("DELETE FROM departing_edus WHERE destination = $1", server)
+
     def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
         rows: list[Row] = query.all("SELECT type, count(*) FROM departing_edus GROUP BY type")
         return {f"departing_edus: {edu_type} on its way": number for edu_type, number in rows}, []

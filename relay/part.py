@@ -100,6 +100,10 @@ class Part:
         """Brings rows that the present seal does not allow to a form that it does, or removes them; returns how many."""
         return 0
 
+    def forget_server(self, query: Query, server: str) -> int:
+        """Removes what came from another server and its people; returns how many rows. While no relay serves anybody."""
+        return 0
+
     def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
         """Counts its rows by the rule under which each may exist, and names those without one (design, section 3)."""
         counts: dict[str, int] = {}

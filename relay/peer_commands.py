@@ -45,6 +45,18 @@ def grow(grammar: Grammar, tell: Tell, ask: Ask) -> None:
     )
     rotate.add_argument("--lost", action="store_true", help="the old key is gone: make and announce a new one")
 
+    def server_forget(arguments: argparse.Namespace) -> int:
+        return tell(arguments, offline(arguments.data, "server.forget", {"server": arguments.server}), _forgotten)
+
+    servers = grammar.group("server", "other servers")
+    forget = servers.add(
+        "forget",
+        server_forget,
+        "remove all that came from a server and waits to go there; the relay must not run",
+        "evil.example --data data",
+    )
+    forget.add_argument("server", metavar="NAME", help="the part after the colon in user IDs")
+
 
 def _keys(result: Any) -> str:
     return "\n".join(
@@ -61,6 +73,12 @@ def _rotated(result: Any) -> str:
         else ""
     )
     return f"The relay signs with {result['key_id']} from its next start on.{before} Keep a copy of the new key in a safe place."
+
+
+def _forgotten(result: Any) -> str:
+    removed = result["removed"]
+    lines = [f"{number:>8}  {part}" for part, number in removed.items()] or ["Nothing is here of that server."]
+    return "\n".join([*lines, "To keep it out from now on, write its name under federation.deny in the config."])
 
 
 def _moment(ms: int) -> str:

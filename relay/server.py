@@ -63,6 +63,7 @@ from relay.doors import AloneDoors, OpenDoors, Together
 from relay.ephemeral.presence import Presence
 from relay.ephemeral.receipts import Receipts
 from relay.ephemeral.typing_notices import TypingNotices
+from relay.forgetting import Forgetting
 from relay.inspection import Inspection
 from relay.keys.backup import KeyBackup
 from relay.keys.cross_signing import CrossSigning
@@ -399,6 +400,7 @@ class Server:
             **keeping.commands(),
             **self._inspection.commands(),
             **own_keys.commands(),
+            **Forgetting(name, db, self._parts).commands(),
             **moderation.commands,
             **Reloading(self.data_dir, settings, controls).commands(),
             "status": self._status,

@@ -278,6 +278,9 @@ class Receipts(Part):
                 del recent.rows[key]
         self._own.get(user_id, {}).pop(room_id, None)
 
+    def forget_server(self, query: Query, server: str) -> int:
+        return query.run("DELETE FROM receipts WHERE user_id LIKE $1", f"%:{server}")
+
     # --- what others ask
 
     @staticmethod

@@ -206,6 +206,16 @@ class Published(Part):
         rows = await self._db.read(lambda query: query.all("SELECT user_id FROM device_lists WHERE held = 1"))
         return [user_id for (user_id,) in rows if server_of(user_id) != self._server_name]
 
+    def forget_server(self, query: Query, server: str) -> int:
+        return sum(
+            query.run(sql, of)
+            for sql, of in (
+                ("DELETE FROM published_devices WHERE user_id LIKE $1", f"%:{server}"),
+                ("DELETE FROM published_signing_keys WHERE user_id LIKE $1", f"%:{server}"),
+                ("DELETE FROM device_lists WHERE user_id LIKE $1", f"%:{server}"),
+            )
+        )
+
     # --- devices that are deleted
 
     def device_deleted(self, tx: Tx, user_id: str, device_id: str) -> None:

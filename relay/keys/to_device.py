@@ -275,6 +275,15 @@ class ToDevice(Part):
         except ApiError:
             return False
 
+    def forget_server(self, query: Query, server: str) -> int:
+        return sum(
+            query.run(sql, of)
+            for sql, of in (
+                ("DELETE FROM to_device_messages WHERE sender LIKE $1", f"%:{server}"),
+                ("DELETE FROM to_device_received WHERE origin = $1", server),
+            )
+        )
+
     def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
         counts, findings = super().audit(query)
         for user_id, device_id, pos, event_type, content in query.all(

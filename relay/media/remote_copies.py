@@ -282,6 +282,11 @@ class RemoteCopies(Part):
             if file not in known:
                 await self.store.delete(file)
 
+    def forget_server(self, query: Query, server: str) -> int:
+        for (file,) in query.all("SELECT file FROM remote_media WHERE server = $1", server):
+            self.store.remove(file)
+        return query.run("DELETE FROM remote_media WHERE server = $1", server)
+
     def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
         known = {row[0] for row in query.all("SELECT file FROM remote_media")}
         count, findings = 0, []

@@ -305,6 +305,9 @@ class ContactGate(Part, OpenDoors):
         """For `Account.on_deactivated`; its invites go with its leaving."""
         tx.run("DELETE FROM contact_settings WHERE user_id = $1", user_id)
 
+    def forget_server(self, query: Query, server: str) -> int:
+        return query.run("DELETE FROM judged_invites WHERE sender LIKE $1", f"%:{server}")
+
     # --- the loop
 
     async def run(self) -> None:

@@ -188,6 +188,9 @@ class Later(Part):
 
     # --- relay audit, relay seal
 
+    def forget_server(self, query: Query, server: str) -> int:
+        return query.run("DELETE FROM waiting_events WHERE origin = $1", server)
+
     def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
         counts: Counter[str] = Counter()
         findings = []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
 import pytest
 
 from relay import config
+from relay.__main__ import main
 from relay.control import CommandFailed
 from relay.errors import RemoteError
 from tests.forger import Forger
@@ -103,3 +105,48 @@ def _olm() -> dict[str, Any]:
         "sender_key": "k" * 43,
         "ciphertext": {"k" * 43: {"type": 0, "body": "QUJD" * 8}},
     }
+
+
+async def test_a_server_is_forgotten(town: Town, capsys: pytest.CaptureFixture[str]) -> None:
+    alice, bob = await town.users("alice@one", "bob@two")
+    one = await town.relay("one")
+    room = await alice.creates_room(with_=bob)
+    mine, note = await alice.sends(room), ciphertext(120)
+    his = await bob.sends(room, note)
+    assert await bob.sees(mine) and await alice.sees(his)
+    picture = await bob.uploads(os.urandom(300))
+    await alice.downloads(picture)
+    unwanted = await bob.creates_room()
+    await bob.invites_to(unwanted, alice)
+    assert await alice.notices(lambda: unwanted in alice.invites)
+    await bob.tells_devices("m.room.encrypted", {alice.id: {"*": _olm()}})
+    assert await until(lambda: _is(one, "to_device_messages", 1))
+    await bob.has_read(room, mine)
+    assert await until(lambda: _is(one, "receipts", 1))
+
+    await one.stop()
+    assert await asyncio.to_thread(main, ["server", "forget", one.name, "--data", str(one.folder)]) == 1
+    assert "this relay itself" in capsys.readouterr().err
+    assert await asyncio.to_thread(main, ["server", "forget", bob.server, "--data", str(one.folder)]) == 0
+    assert "federation.deny" in capsys.readouterr().out
+    await one.start()
+    for table in ("to_device_messages", "receipts", "remote_media", "device_lists", "server_keys"):
+        left = await _columns(one, table)
+        assert bob.server not in left, f"{table} still knows of it"
+    assert not any(path.is_file() for path in (one.folder / "media" / "remote").rglob("*")), "no copy of a file"
+    assert note["ciphertext"] not in await _columns(one, "events"), "nor of what was said"
+    assert [e["event_id"] for e in await alice.history(room) if e["type"] == "m.room.encrypted"] == [mine]
+    await alice.syncs()
+    assert unwanted not in alice.invites, "the invite is gone"
+    assert not (await one.command("audit"))["findings"]
+    assert await bob.sees(await alice.sends(room)) and await alice.sees(await bob.sends(room)), "the room goes on"
+
+
+async def _columns(house: Within, table: str) -> str:
+    assert house.server is not None
+    rows = await house.server.db.read(lambda query: query.all(f"SELECT * FROM {table}"))
+    return repr(rows)
+
+
+async def _is(house: Within, table: str, expected: int) -> bool:
+    return await rows(house, table) == expected
