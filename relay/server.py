@@ -379,7 +379,17 @@ class Server:
 
         # What a browser shows.
         pages = pages_assembled.assemble(
-            db, clock, limits, users, account, doors, contact_gate, contact_links, moderation, settings.public_base_url
+            db,
+            clock,
+            limits,
+            users,
+            account,
+            doors,
+            contact_gate,
+            contact_links,
+            moderation,
+            keeping.restrictions,
+            settings.public_base_url,
         )
         self._parts += pages.parts
 

@@ -11,8 +11,11 @@ from relay.db import Database
 from relay.doors import Doors
 from relay.limits import Limits
 from relay.moderation.assembled import Moderation
+from relay.moderation.restrictions import Restrictions
 from relay.pages.contact import ContactPages
+from relay.pages.desk_keys import DeskKeys
 from relay.pages.desk_log import DeskLog
+from relay.pages.desk_measures import DeskMeasures
 from relay.pages.frame import Entry, Frame
 from relay.pages.signing_in import SigningIn
 from relay.pages.visits import Visits
@@ -43,6 +46,7 @@ def assemble(
     gate: ContactGate,
     links: ContactLinks,
     moderation: Moderation,
+    restrictions: Restrictions,
     public_base_url: str | None,
 ) -> Pages:
     visits = Visits(db, clock)
@@ -58,5 +62,11 @@ def assemble(
     frame.menu.append(
         Entry("/_relay/desk", "Desk", "Reports, decisions and measures of the moderators.", for_moderators=True)
     )
-    desk = (DeskLog(frame, moderation.audit_log),)
+    keys = moderation.proving.keys
+    frame.is_moderator = keys.is_moderator
+    desk = (
+        DeskLog(frame, moderation.audit_log),
+        DeskKeys(frame, clock, keys),
+        DeskMeasures(frame, moderation.acting.actions, restrictions, users),
+    )
     return Pages(frame, visits, (visits, signing_in, contact, *desk))

@@ -76,7 +76,7 @@ SUBJECTS = {
 }
 STATES = {
     "new": "new", "triaged": "looked at", "in_review": "in work", "awaiting_disclosure": "waits for proof",
-    "escalated_legal": "with the lawyers", "duplicate": "duplicate", "decided": "decided", "appealed": "appealed",
+    "escalated": "with the lawyers", "decided": "decided", "appealed": "appealed",
     "re_review": "appeal in work", "closed": "closed",
 }  # fmt: skip
 PROOFS = {
@@ -105,3 +105,14 @@ def action(word: str) -> str:
             "cancelled": "Cancelled: {}",
         }[stem].format(what)
     return MEASURES[word][0] if word in MEASURES else word.replace(".", " ").replace("_", " ").capitalize()
+
+
+ENVELOPES = {
+    "evidence": "proof", "words": "the reporter's words", "answer": "an answer", "appeal": "an appeal", "note": "a moderator's note",
+    "forward": "proof from another server",
+}  # fmt: skip
+
+
+def ground(text: str) -> str:
+    kind, _, which = text.partition(":")
+    return {"terms": f"Rule of this relay: {which}", "law": f"Law: {which}"}.get(kind, text)

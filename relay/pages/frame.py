@@ -34,7 +34,7 @@ DEFAULT_AFTER_SIGN_IN = "/_relay/"
 MAX_NEXT = 300
 # What a browser may take from where. Only the nonce lets a script or a style sheet in.
 POLICY = (
-    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' data: blob:; "
+    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' data: blob:; media-src blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
@@ -89,7 +89,9 @@ class Frame:
             loader=PackageLoader("relay.pages"), autoescape=True, undefined=StrictUndefined, auto_reload=False,
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
-        self._templates.filters.update(when=when, day=day, amount_of_time=amount_of_time, until=self._until)
+        self._templates.filters.update(
+            when=when, day=day, lines=lines, amount_of_time=amount_of_time, until=self._until
+        )
         self._templates.globals.update(static=self._address, server_name=server_name)
 
     # --- pages

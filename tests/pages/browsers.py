@@ -44,10 +44,15 @@ class Reader:
         self.page = page
         self.complaints: list[str] = []
         self.strangers: list[str] = []
-        page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
+        page.on("console", self._hears)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         own = (url, "data:", "blob:", "about:")
         page.on("request", lambda asked: None if asked.url.startswith(own) else self.strangers.append(asked.url))
+
+    def _hears(self, said: Any) -> None:
+        # A page that is a refusal has a status above 400, which the browser notes as an error.
+        if said.type == "error" and not said.text.startswith("Failed to load resource: the server responded"):
+            self.complaints.append(said.text)
 
     async def goes_to(self, path: str) -> int:
         answer = await self.page.goto(path)

@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+from relay.moderation import key_list
+from relay.moderation.moderator_secret import ModeratorSecret
+from tests.pages.browsers import Reader
 from tests.people import Person
 from tests.town import Within
 
 
 async def makes_moderator(house: Within, person: Person) -> None:
     await house.command("user.admin", user=person.name, admin=True)
+
+
+async def has_keys(house: Within, person: Person) -> ModeratorSecret:
+    """Her moderator key; the recovery key is made with it. The relay gets the public halves only."""
+    own, recovery = ModeratorSecret.make(), ModeratorSecret.make()
+    now = house.town.clock.now()
+    made = key_list.first(
+        house.name, [(person.id, "moderator", own.public), (person.id, "recovery", recovery.public)], recovery, now
+    )
+    await house.command("moderator.change", statement=dict(made.statement))
+    return own
+
+
+PASSPHRASE = "a passphrase for this browser"
+
+
+async def puts_key_in(reader: Reader, secret: ModeratorSecret) -> None:
+    """At the page Keys, where she is signed in."""
+    await reader.goes_to("/_relay/desk/keys")
+    await reader.page.get_by_label("Your moderator key").fill(secret.text)
+    await reader.page.get_by_label("A passphrase for this browser").fill(PASSPHRASE)
+    await reader.page.get_by_label("Once more").fill(PASSPHRASE)
+    await reader.page.get_by_role("button", name="Keep it here").click()
+    await reader.page.get_by_text("Kept in this browser").wait_for()

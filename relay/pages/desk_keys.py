@@ -1,0 +1,62 @@
+"""The desk's page of keys: to whom evidence is sealed, and the key that this browser holds (`static/keys.js`).
+
+The key itself never comes here: it is made or pasted in the browser, and kept there under a passphrase. The browser also
+keeps which list of keys it saw last, and proves now and then that its key still opens something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from relay.clock import Clock
+from relay.errors import Forbidden
+from relay.moderation.moderator_keys import TEST_EVERY, ModeratorKeys
+from relay.pages.forms import Form
+from relay.pages.frame import Frame
+from relay.pages.visits import Visit
+from relay.part import Part
+from relay.web import Answer, Request, Route
+
+PAGE = "/_relay/desk/keys"
+MAX_FORM_BYTES = 4096
+MAX_KEY_ID, MAX_ANSWER = 64, 200
+
+
+class DeskKeys(Part):
+    def __init__(self, frame: Frame, clock: Clock, keys: ModeratorKeys) -> None:
+        self._frame = frame
+        self._clock = clock
+        self._keys = keys
+
+    def routes(self) -> Iterable[Route]:
+        frame = self._frame
+        yield Route("GET", PAGE, frame.open_to("moderator", self._page), auth="none")
+        yield Route("GET", f"{PAGE}/list", frame.open_to("moderator", self._list), auth="none")
+        for name, function in (("test", self._test), ("tested", self._tested)):
+            take = frame.taking("moderator", function)
+            yield Route("POST", f"{PAGE}/{name}", take, auth="none", max_body=MAX_FORM_BYTES)
+
+    async def _page(self, request: Request, visit: Visit) -> Answer:
+        now = self._clock.now()
+        return await self._frame.page(
+            request, visit, "desk_keys.html", keys=await self._keys.listing(), now=now, test_due_before=now - TEST_EVERY,
+            enrolled_ts=await self._keys.enrolled_ts(visit.user_id),
+        )  # fmt: skip
+
+    async def _list(self, request: Request, visit: Visit) -> Answer:
+        return {"lists": [dict(one.statement) for one in await self._keys.chain()]}
+
+    async def _own(self, visit: Visit, form: Form) -> str:
+        key_id = form.required("key_id", MAX_KEY_ID, "the key")
+        current = await self._keys.current()
+        listed = current.find(key_id) if current is not None else None
+        if listed is None or listed.user_id != visit.user_id:
+            raise Forbidden("This key is not yours in the relay's list. Put in the one that was made for you.")
+        return key_id
+
+    async def _test(self, request: Request, visit: Visit, form: Form) -> Answer:
+        return await self._keys.test(await self._own(visit, form))
+
+    async def _tested(self, request: Request, visit: Visit, form: Form) -> Answer:
+        await self._keys.tested(await self._own(visit, form), form.required("answer", MAX_ANSWER, "the answer"))
+        return {}

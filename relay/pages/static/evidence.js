@@ -1,0 +1,226 @@
+// Opens a case's envelopes in the moderator's browser. The key lies here under a passphrase; text and key never go to the relay.
+// Pictures and films: only by a second click, blurred, never stored, and none at all where a minor may be concerned.
+"use strict";
+
+(() => {
+const { openEnvelope, unlockKey, fromBase64 } = relayKeys;
+
+const KEY = "relay.moderator.key";
+const SHARED_WORDS = 5;
+const MAX_MEDIA_BYTES = 100 * 1024 * 1024;
+const PICTURES = new Set(["image/jpeg", "image/png", "image/gif", "image/webp", "image/avif"]);
+const FILMS = new Set(["video/mp4", "video/webm", "video/ogg"]);
+
+const card = document.getElementById("evidence-card");
+const says = document.getElementById("evidence-says");
+const opened = document.getElementById("opened");
+const texts = [];
+const shownUrls = new Set();
+
+function say(text, tone = "bad") {
+  says.textContent = text;
+  says.className = `note ${tone}`;
+  says.hidden = !text;
+}
+
+function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key === "class") made.className = value; else made.setAttribute(key, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+const textOf = (bytes) => new TextDecoder().decode(bytes);
+
+// --- opening
+
+async function open() {
+  const stored = localStorage.getItem(KEY);
+  if (!stored) {
+    say("This browser has no moderator key yet. Put it in on the page Keys, then come back.");
+    return;
+  }
+  const passphrase = document.getElementById("passphrase");
+  say("Opening …", "");
+  let key;
+  try {
+    key = await unlockKey(JSON.parse(stored), passphrase.value);
+  } catch (error) {
+    say(error.message || "The passphrase does not open your key. Try again.");
+    passphrase.select();
+    return;
+  }
+  passphrase.value = "";
+  const answer = await send("evidence");
+  if (!answer.ok) { say("The relay did not hand out the envelopes. Load the page again."); return; }
+  const envelopes = (await answer.json()).envelopes;
+  opened.replaceChildren();
+  texts.length = 0;
+  const failed = [];
+  for (const one of envelopes) {
+    if (one.forgotten) continue;
+    try {
+      const plaintext = await openEnvelope(key, one, card.dataset.case, one.version);
+      show(one, plaintext);
+    } catch (error) {
+      failed.push(error.message || "An envelope could not be opened.");
+    }
+  }
+  say(failed.join(" "), "warn");
+  if (!failed.length) says.hidden = true;
+}
+
+function send(step, fields = {}) {
+  const form = document.getElementById("open-evidence");
+  const body = new URLSearchParams({ form: form.elements.form.value, ...fields });
+  return fetch(form.getAttribute("action").replace(/evidence$/, step), { method: "POST", body, redirect: "error" });
+}
+
+// --- showing
+
+function show(envelope, plaintext) {
+  const text = textOf(plaintext);
+  let value = null;
+  try { value = JSON.parse(text); } catch { /* plain words */ }
+  if (value && Array.isArray(value.items)) value.items.forEach(showMessage);
+  else {
+    const words = value && typeof value === "object" ? Object.entries(value).filter(([, v]) => typeof v === "string" && v) : [["", text]];
+    const box = element("div", { class: "opened" }, element("p", { class: "small" }, kindOf(envelope.kind)));
+    for (const [name, said] of words) {
+      if (name) box.append(element("p", { class: "small" }, name.replace(/_/g, " ")));
+      box.append(element("div", { class: "said" }, said));
+      texts.push(said);
+    }
+    opened.append(box);
+  }
+}
+
+const kindOf = (kind) => ({ words: "The reporter's own words", answer: "An answer", appeal: "An appeal", note: "A moderator's note" })[kind] ?? kind;
+
+function showMessage(item) {
+  const box = element("div", { class: "opened" });
+  const when = item.origin_server_ts ? new Date(item.origin_server_ts).toLocaleString() : "";
+  box.append(element("p", { class: "small" }, element("span", { class: "id" }, item.sender ?? ""), ` ${when}`));
+  if (item.plaintext) {
+    const raw = textOf(fromBase64(item.plaintext));
+    let inner = null;
+    try { inner = JSON.parse(raw); } catch { /* shown as it is */ }
+    const content = inner && typeof inner.content === "object" && inner.content ? inner.content : {};
+    const body = typeof content.body === "string" ? content.body : "";
+    box.append(element("div", { class: "said" }, body || raw));
+    texts.push(body || raw);
+    box.append(element("details", {}, element("summary", {}, "Everything that was sent"), element("pre", { class: "said mono" }, raw)));
+    for (const [role, file, info] of [["file", content.file, content.info], ["thumbnail", content.info?.thumbnail_file, content.info?.thumbnail_info]]) {
+      if (file && typeof file.url === "string") box.append(mediaOffer(item, role, file, String(info?.mimetype ?? "")));
+    }
+  } else {
+    box.append(element("p", { class: "small" }, "This message was not opened."));
+  }
+  opened.append(box);
+}
+
+// --- media: by a second click
+
+function mediaOffer(item, role, file, type) {
+  const place = element("div", { class: "stack" });
+  const checked = (item.media ?? []).find((one) => one.role === role);
+  place.append(element("p", { class: "small" }, `A ${role} is attached: `, element("code", {}, file.url), checked ? ` (${checked.state})` : ""));
+  const target = document.getElementById("media-target");
+  if (target && role === "file" && !target.value) target.value = file.url;
+  if (card.dataset.category === "minor") {
+    place.append(element("p", { class: "note bad" }, "It is not shown: this case may concern a minor."));
+    return place;
+  }
+  const button = element("button", { type: "button" }, `Show the ${role}, blurred`);
+  button.addEventListener("click", () => showMedia(place, button, item, file, type), { once: true });
+  place.append(button);
+  return place;
+}
+
+async function showMedia(place, button, item, file, type) {
+  button.disabled = true;
+  const remark = element("p", { class: "small", role: "status" }, "Fetching …");
+  place.append(remark);
+  try {
+    const answer = await send("media", { url: file.url, event_id: item.event_id });
+    if (answer.status === 404) throw new Error("This relay does not hold the file. It is not fetched from elsewhere, since that would tell the sender's server.");
+    if (!answer.ok) throw new Error("The relay did not hand out the file.");
+    const ciphertext = new Uint8Array(await answer.arrayBuffer());
+    if (ciphertext.length > MAX_MEDIA_BYTES) throw new Error("The file is too large to be shown here.");
+    const url = URL.createObjectURL(new Blob([await decrypted(ciphertext, file)], { type }));
+    shownUrls.add(url);
+    place.append(blurred(url, type));
+    remark.remove();
+  } catch (error) {
+    remark.textContent = error.message;
+  }
+}
+
+async function decrypted(ciphertext, file) {
+  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", ciphertext));
+  const told = fromBase64(String(file.hashes?.sha256 ?? ""));
+  if (told.length !== 32 || hash.some((byte, at) => byte !== told[at])) throw new Error("The file is not the one that the message names.");
+  const key = await crypto.subtle.importKey("raw", fromBase64(file.key.k), "AES-CTR", false, ["decrypt"]);
+  return crypto.subtle.decrypt({ name: "AES-CTR", counter: fromBase64(file.iv), length: 64 }, key, ciphertext);
+}
+
+function blurred(url, type) {
+  let shown;
+  if (PICTURES.has(type)) shown = element("img", { src: url, alt: "the attached picture", class: "blurred", draggable: "false" });
+  else if (FILMS.has(type)) shown = element("video", { src: url, class: "blurred", controls: "", preload: "metadata", controlslist: "nodownload", disablepictureinpicture: "" });
+  else return element("p", { class: "small" }, "A file of this kind is not shown here.");
+  shown.addEventListener("contextmenu", (event) => event.preventDefault());
+  const clear = element("button", { type: "button" }, "Take the blur away");
+  clear.addEventListener("click", () => { clear.textContent = shown.classList.toggle("blurred") ? "Take the blur away" : "Blur it again"; });
+  return element("div", {}, element("div", { class: "veil" }, shown), element("div", { class: "row" }, clear));
+}
+
+function closeAll() {
+  opened?.replaceChildren();
+  for (const url of shownUrls) URL.revokeObjectURL(url);
+  shownUrls.clear();
+}
+
+// --- reasons are the moderator's own words
+
+const wordsOf = (text) => text.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
+
+function shared(facts) {
+  const mine = wordsOf(facts);
+  const runs = new Set();
+  for (const text of texts) {
+    const theirs = wordsOf(text);
+    for (let at = 0; at + SHARED_WORDS <= theirs.length; at += 1) runs.add(theirs.slice(at, at + SHARED_WORDS).join(" "));
+  }
+  for (let at = 0; at + SHARED_WORDS <= mine.length; at += 1) {
+    const run = mine.slice(at, at + SHARED_WORDS).join(" ");
+    if (runs.has(run)) return run;
+  }
+  return null;
+}
+
+for (const form of document.querySelectorAll("form[data-facts]")) {
+  form.addEventListener("submit", (event) => {
+    const warning = form.querySelector("[data-facts-warning]");
+    const run = shared(form.querySelector("[data-facts-text]").value);
+    warning.hidden = run === null;
+    if (run !== null) {
+      event.preventDefault();
+      event.stopPropagation();
+      warning.textContent = `“${run}” stands in the evidence. Reasons are kept and sent to both sides, so say it in your own words.`;
+    }
+  });
+}
+
+// --- the page
+
+for (const one of document.querySelectorAll(".needs-script")) one.hidden = false;
+document.getElementById("open")?.addEventListener("click", open);
+document.getElementById("passphrase")?.addEventListener("keydown", (event) => {
+  if (event.key === "Enter") { event.preventDefault(); open(); }
+});
+document.querySelector("form[action$='/minor']")?.addEventListener("submit", closeAll);
+window.addEventListener("pagehide", closeAll);
+})();

@@ -1,0 +1,93 @@
+// The moderator's key in this browser: put in or made here, kept under a passphrase, proved now and then. It never leaves.
+"use strict";
+
+(() => {
+  const KEY = "relay.moderator.key", PINNED = "relay.moderator.list";
+  const MIN_PASSPHRASE = 12;
+  const at = (id) => document.getElementById(id);
+
+  function say(text, tone = "bad") {
+    at("key-says").textContent = text;
+    at("key-says").className = `note ${tone}`;
+    at("key-says").hidden = !text;
+  }
+
+  function stored() {
+    try { return JSON.parse(localStorage.getItem(KEY)); } catch { return null; }
+  }
+
+  function showState() {
+    const key = stored();
+    const listed = key && document.querySelector(`[data-key-id="${CSS.escape(key.key_id)}"]`);
+    at("test-key").hidden = !key;
+    at("no-key").hidden = Boolean(key);
+    if (!key) at("key-state").textContent = "This browser holds no key: it can't open evidence yet.";
+    else if (listed) at("key-state").textContent = `This browser holds the key ${key.key_id.slice(0, 12)}….`;
+    else at("key-state").textContent = `This browser holds the key ${key.key_id.slice(0, 12)}…, which is not in the relay's list: nothing is sealed to it.`;
+  }
+
+  function passphrase() {
+    const [one, again] = [at("passphrase").value, at("passphrase-again").value];
+    if (one.length < MIN_PASSPHRASE) throw new Error(`Take a passphrase of at least ${MIN_PASSPHRASE} characters: several words are best.`);
+    if (one !== again) throw new Error("The two passphrases differ. Type them again.");
+    return one;
+  }
+
+  async function keep(key) {
+    say("Locking it under the passphrase …", "");
+    localStorage.setItem(KEY, JSON.stringify(await relayKeys.lockKey(key, passphrase())));
+    for (const id of ["secret", "passphrase", "passphrase-again"]) at(id).value = "";
+    say("Kept in this browser, under your passphrase.", "good");
+    showState();
+  }
+
+  async function post(step, fields) {
+    const body = new URLSearchParams({ form: at("test-key").elements.form.value, ...fields });
+    const answer = await fetch(`/_relay/desk/keys/${step}`, { method: "POST", body, redirect: "error" });
+    if (!answer.ok) throw new Error("The relay did not take this. Load the page again; perhaps the key is not yours in its list.");
+    return answer.json();
+  }
+
+  async function prove() {
+    say("Opening a test envelope …", "");
+    const key = await relayKeys.unlockKey(stored(), at("test-passphrase").value);
+    at("test-passphrase").value = "";
+    const envelope = await post("test", { key_id: key.keyId });
+    await post("tested", { key_id: key.keyId, answer: await relayKeys.answerTest(key, envelope) });
+    say("It opens. The relay asks again in 90 days.", "good");
+  }
+
+  async function checkList() {
+    const answer = await fetch("/_relay/desk/keys/list", { redirect: "error" });
+    if (!answer.ok) return;
+    const { lists } = await answer.json();
+    if (!lists.length) return;
+    const newest = await relayKeys.followChain(localStorage.getItem(PINNED), lists);
+    localStorage.setItem(PINNED, await relayKeys.listDigest(newest));
+  }
+
+  const doing = (what) => async (event) => {
+    event.preventDefault();
+    event.stopPropagation();
+    try { await what(event); } catch (error) { say(error.message || "That did not work."); }
+  };
+
+  at("put-key").addEventListener("submit", doing(async () => keep(await relayKeys.readSecret(at("secret").value))));
+  at("make-key").addEventListener("click", doing(async () => {
+    passphrase();
+    const key = await relayKeys.makeKey();
+    await keep(key);
+    at("made-secret").textContent = await relayKeys.secretText(key);
+    at("made-public").textContent = await relayKeys.publicText(key);
+    at("made").hidden = false;
+  }));
+  at("prove").addEventListener("click", doing(prove));
+  at("test-key").addEventListener("submit", doing(prove));
+  at("remove-key").addEventListener("click", doing(() => { localStorage.removeItem(KEY); say(""); showState(); }));
+
+  showState();
+  checkList().catch((error) => {
+    at("list-warning").textContent = error.message;
+    at("list-warning").hidden = false;
+  });
+})();

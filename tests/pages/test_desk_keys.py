@@ -1,0 +1,46 @@
+"""A moderator's key in a real browser: put in, kept under a passphrase, proved, and a list of keys that was exchanged noticed."""
+
+from __future__ import annotations
+
+from tests.pages.browsers import Browsers
+from tests.pages.desk_people import PASSPHRASE, has_keys, makes_moderator, puts_key_in
+from tests.town import Town
+
+
+async def test_a_key_lives_in_the_browser_only(town: Town, browsers: Browsers) -> None:
+    house = await town.relay("one")
+    alice = await town.user("alice@one")
+    await makes_moderator(house, alice)
+    reader = await browsers.open()
+    await reader.signs_in(alice, "/_relay/desk/keys")
+    assert await reader.reads("fewer than two keys")
+    await reader.page.get_by_text("This browser holds no key").wait_for()
+    await reader.page.get_by_label("A passphrase for this browser").fill(PASSPHRASE)
+    await reader.page.get_by_label("Once more").fill(PASSPHRASE)
+    await reader.page.get_by_role("button", name="Make a new key instead").click()
+    await reader.page.get_by_text("Your new key").wait_for()
+    made = await reader.page.locator("#made-secret").inner_text()
+    assert made.startswith("rmk1-")
+    await reader.shows("desk-keys-made")
+    await reader.page.get_by_role("button", name="Remove it from this browser").click()
+
+    secret = await has_keys(house, alice)
+    await puts_key_in(reader, secret)
+    await reader.page.locator("#test-passphrase").fill("something else entirely")
+    await reader.page.get_by_role("button", name="Prove that it still opens").click()
+    await reader.page.get_by_text("The passphrase does not open this key").wait_for()
+    await reader.page.locator("#test-passphrase").fill(PASSPHRASE)
+    await reader.page.keyboard.press("Enter")
+    await reader.page.get_by_text("It opens. The relay asks again in 90 days").wait_for()
+    await reader.shows("desk-keys")
+    await reader.page.wait_for_function("localStorage.getItem('relay.moderator.list') !== null")
+    kept = await reader.page.evaluate("JSON.stringify(localStorage)")
+    assert secret.text not in kept and "locked" in kept, "the key lies there under the passphrase only"
+    assert made.replace("-", "") not in kept
+    await reader.is_content()
+    await reader.page.evaluate("localStorage.setItem('relay.moderator.list', 'another list')")
+    await reader.page.reload()
+    await reader.page.get_by_text("does not follow from the one you saw last").wait_for()
+    on_disk = b"".join(file.read_bytes() for file in house.files())
+    for text in (secret.text, made):
+        assert text.encode() not in on_disk and text.replace("-", "").encode() not in on_disk, "the relay never had it"
