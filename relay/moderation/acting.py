@@ -19,6 +19,7 @@ from relay.moderation.doorkeeping import Doorkeeping
 from relay.moderation.moderator_keys import ModeratorKeys
 from relay.moderation.persons import Persons
 from relay.moderation.room_acts import RoomActs
+from relay.moderation.synapse_admin import SynapseAdmin
 from relay.part import Part
 from relay.rooms.members import Members
 from relay.rooms.rooms import Rooms
@@ -39,10 +40,25 @@ class Means:
     keeping: Doorkeeping
 
 
+class ToolReports:
+    """What tools may know of reports; the cases, which are built later, fill it."""
+
+    def __init__(self) -> None:
+        self.lists: Callable[[int, int], Awaitable[tuple[list[dict[str, Any]], int]]] | None = None
+        self.speaks: Callable[[], Awaitable[str]] | None = None
+
+    async def listed(self, start: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+        return await self.lists(start, limit) if self.lists is not None else ([], 0)
+
+    async def speaker(self) -> str:
+        return await self.speaks() if self.speaks is not None else ""
+
+
 @dataclass
 class Acting:
     actions: Actions
     persons: Persons
+    reports: ToolReports
     parts: list[Part] = field(default_factory=list)
     commands: Mapping[str, Command] = field(default_factory=dict)
 
@@ -61,4 +77,8 @@ def assemble(
     audit_log.on_checkpoint.append(
         lambda tx, checkpoint: keeping.webhooks.announce(tx, "audit.checkpoint", detail=checkpoint.json)
     )
-    return Acting(actions, persons, [actions, ActRoutes(actions, keeping.restrictions, persons)])
+    reports = ToolReports()
+    tools = SynapseAdmin(
+        db, users, means.devices, rooms, actions, keeping.restrictions, reports.listed, reports.speaker
+    )
+    return Acting(actions, persons, reports, [actions, ActRoutes(actions, keeping.restrictions, persons), tools])

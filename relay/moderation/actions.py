@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
@@ -21,6 +21,18 @@ from relay.accounts.users import Users
 from relay.clock import DAY, Clock
 from relay.db import Database, Query, Tx
 from relay.errors import ApiError, Forbidden, InvalidParam, NotAllowed, NotFound
+from relay.moderation.act_rows import (
+    COLUMNS,
+    DONE,
+    RUNNING,
+    SCHEMA,
+    WAITING,
+    Strike,
+    WaitingAct,
+    in_state,
+    row_of,
+    still_waiting,
+)
 from relay.moderation.acts import HASH, MEASURES, Act, Outcome, checked
 from relay.moderation.persons import Persons
 from relay.moderation.rest import rest
@@ -35,11 +47,9 @@ from relay.moderation.restrictions import (
     SHADOW,
     SUSPEND,
     Restrictions,
-    TakenBack,
 )
 from relay.moderation.room_acts import RoomActs
 from relay.part import Part
-from relay.tables import Schema, Table
 
 log = structlog.get_logger("actions")
 
@@ -49,7 +59,6 @@ ASKED_KEPT_MS = 7 * DAY
 DONE_KEPT_MS = 7 * DAY
 LOOK_EVERY_SECONDS = 60.0
 MAX_WAITING = 1_000
-WAITING, RUNNING, DONE = 0, 1, 2
 OPERATOR = "operator"
 
 Beside = Callable[[Tx], None]
@@ -78,87 +87,8 @@ class Audit(Protocol):
     ) -> Any: ...
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingAct:
-    act_id: str
-    act: Act
-    asked_ts: int
-    due_ts: int | None
-    state: int
-    done: int
-    failed: int
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "id": self.act_id,
-            "measure": self.act.measure,
-            "target": self.act.target,
-            "room_id": self.act.room_id,
-            "asked_by": self.act.actor,
-            "reason_code": self.act.reason_code,
-            "report_id": self.act.case_id,
-            "asked": self.asked_ts,
-            "due": self.due_ts,
-            "state": ("waiting", "running", "done")[self.state],
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Strike:
-    strike_id: str
-    given_day: int
-    until_ts: int
-    reason_code: str
-    case_id: str | None
-
-
 class Actions(Part):
-    schema = Schema(
-        "actions",
-        tables=(
-            Table(
-                "strikes",
-                "a warning that counts for a while",
-                {
-                    "strike_id": ("its name", "until it expires or is taken back"),
-                    "user_id": ("who was warned", "until it expires or is taken back"),
-                    "given_day": ("the day", "until it expires or is taken back"),
-                    "until_ts": ("when it counts no longer", "until it expires or is taken back"),
-                    "reason_code": ("why, as a word of a list", "until it expires or is taken back"),
-                    "case_id": ("the case it belongs to", "until it expires or is taken back"),
-                },
-            ),
-            Table(
-                "waiting_acts",
-                "a measure that waits for a second person or for its time, or is being carried out",
-                {
-                    "act_id": ("its name", "7 d after it is done"),
-                    "measure": ("what is asked for", "7 d after it is done"),
-                    "target": ("against whom or what", "7 d after it is done"),
-                    "room_id": ("in which room", "7 d after it is done"),
-                    "actor": ("who asked for it: may not be the second person", "7 d after it is done"),
-                    "reason_code": ("why, as a word of a list", "7 d after it is done"),
-                    "case_id": ("the case it belongs to", "7 d after it is done"),
-                    "erase": ("whether a closed account's messages go too", "7 d after it is done"),
-                    "asked_ts": ("when it was asked for", "7 d after it is done"),
-                    "due_ts": ("when it runs by itself, where there is no second person", "7 d after it is done"),
-                    "state": ("0 waiting, 1 being carried out, 2 done", "7 d after it is done"),
-                    "done_count": ("events taken back, people taken out", "7 d after it is done"),
-                    "failed_count": ("of them, what did not work", "7 d after it is done"),
-                },
-            ),
-        ),
-        steps=(
-            """
-            CREATE TABLE strikes (strike_id TEXT PRIMARY KEY, user_id TEXT NOT NULL, given_day BIGINT NOT NULL,
-                until_ts BIGINT NOT NULL, reason_code TEXT NOT NULL, case_id TEXT);
-            CREATE INDEX strikes_of_user ON strikes (user_id);
-            CREATE TABLE waiting_acts (act_id TEXT PRIMARY KEY, measure TEXT NOT NULL, target TEXT NOT NULL, room_id TEXT,
-                actor TEXT NOT NULL, reason_code TEXT NOT NULL, case_id TEXT, erase SMALLINT NOT NULL, asked_ts BIGINT NOT NULL,
-                due_ts BIGINT, state SMALLINT NOT NULL, done_count BIGINT NOT NULL, failed_count BIGINT NOT NULL)
-            """,
-        ),
-    )
+    schema = SCHEMA
 
     def __init__(
         self,
@@ -216,6 +146,22 @@ class Actions(Part):
     async def restrain(self, actor: str, measure: str, user_id: str, on: bool) -> None:
         """For `Moderated.through`: the standard's endpoints and the command line."""
         await self.take(Act(measure, user_id, actor, "by_hand", undo=not on))
+
+    async def make_room_admin(self, actor: str, room_id: str, user_id: str) -> None:
+        """A moderator gets the power in a room from somebody of ours who has it."""
+        given = Act("make_room_admin", user_id, actor, "by_hand", room_id)
+        noted = False
+
+        def note(tx: Tx) -> None:
+            nonlocal noted
+            noted = True
+            self._record(tx, given, None)
+
+        await self.rooms.make_admin(room_id, user_id, note)
+        if not noted:  # she had the power already
+            with self._db.write() as tx:
+                self._record(tx, given, None)
+            await tx
 
     def _record(self, tx: Tx, act: Act, beside: Beside | None, *, action: str | None = None) -> None:
         self._audit.record(
@@ -365,23 +311,23 @@ class Actions(Part):
             raise NotFound("Nothing waits under this ID. It was confirmed or cancelled already.")
         act = replace(waiting.act, actor=actor)
         with self._db.write() as tx:
-            tx.call(_still_waiting(act_id, None))
+            tx.call(still_waiting(act_id, None))
             self._record(tx, act, None, action=f"cancelled.{act.measure}")
         await tx
 
     async def waiting(self) -> list[WaitingAct]:
-        return await self._db.read(_waiting, WAITING)
+        return await self._db.read(in_state, WAITING)
 
     async def find(self, act_id: str) -> WaitingAct | None:
         found = await self._db.read(
-            lambda query: query.one(f"SELECT {_COLUMNS} FROM waiting_acts WHERE act_id = $1", act_id)
+            lambda query: query.one(f"SELECT {COLUMNS} FROM waiting_acts WHERE act_id = $1", act_id)
         )
-        return _row(found) if found is not None else None
+        return row_of(found) if found is not None else None
 
     async def _begin(self, waiting: WaitingAct, actor: str, action: str) -> None:
         """From waiting to being carried out, once."""
         with self._db.write() as tx:
-            tx.call(_still_waiting(waiting.act_id, RUNNING))
+            tx.call(still_waiting(waiting.act_id, RUNNING))
             self._record(tx, replace(waiting.act, actor=actor), None, action=action)
             for told in self.on_taken:
                 told(tx, waiting.act)
@@ -400,7 +346,7 @@ class Actions(Part):
                     await self._begin(waiting, waiting.act.actor, waiting.act.measure)
                 elif waiting.due_ts is None and waiting.asked_ts + ASKED_KEPT_MS <= now:
                     await self.cancel(waiting.act_id, "rule:not-confirmed")
-            for waiting in await self._db.read(_waiting, RUNNING):
+            for waiting in await self._db.read(in_state, RUNNING):
                 await self._finish(waiting)
             await self._end_what_is_over()
             await self._sweep()
@@ -461,35 +407,3 @@ class Actions(Part):
                 "DELETE FROM waiting_acts WHERE state = $1 AND asked_ts < $2", DONE, now - DONE_KEPT_MS - ASKED_KEPT_MS
             )
         await tx
-
-
-_COLUMNS = "act_id, measure, target, actor, reason_code, room_id, case_id, erase, asked_ts, due_ts, state, done_count, failed_count"
-
-
-def _row(row: Sequence[Any]) -> WaitingAct:
-    act_id, measure, target, actor, reason_code, room_id, case_id, erase, asked, due, state, done, failed = row
-    act = Act(measure, target, actor, reason_code, room_id, case_id, erase=bool(erase))
-    return WaitingAct(act_id, act, asked, due, state, done, failed)
-
-
-def _waiting(query: Query, state: int) -> list[WaitingAct]:
-    return [
-        _row(row)
-        for row in query.all(f"SELECT {_COLUMNS} FROM waiting_acts WHERE state = $1 ORDER BY asked_ts, act_id", state)
-    ]
-
-
-def _still_waiting(act_id: str, becomes: int | None) -> Callable[[Query], None]:
-    """The write fails where somebody else was faster. None takes the row away."""
-
-    def look(query: Query) -> None:
-        if becomes is None:
-            touched = query.run("DELETE FROM waiting_acts WHERE act_id = $1 AND state = $2", act_id, WAITING)
-        else:
-            touched = query.run(
-                "UPDATE waiting_acts SET state = $3 WHERE act_id = $1 AND state = $2", act_id, WAITING, becomes
-            )
-        if not touched:
-            raise TakenBack("Another moderator was faster: this was confirmed or cancelled already.")
-
-    return look

@@ -165,6 +165,8 @@ class Antispam(Part):
         return self._settings.url is not None and callback is not None and callback[0] in self._settings.callbacks
 
     def ask(self, point: Point, asked: Asked) -> Verdict | Awaitable[Verdict]:
+        if isinstance(asked, Invite) and not asked.room_id:
+            return ALLOW  # the room is about to be made, and this is asked again when it is
         callback, body_of = _CALLBACKS[point.name]
         body = body_of(asked)
         if callback in self._settings.told_only:

@@ -1,0 +1,127 @@
+"""Rows of acts that wait or run, and of strikes: their tables, and how a row becomes an act. `actions.py` decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from relay.db import Query
+from relay.moderation.acts import Act
+from relay.moderation.restrictions import TakenBack
+from relay.tables import Schema, Table
+
+WAITING, RUNNING, DONE = 0, 1, 2
+
+SCHEMA = Schema(
+    "actions",
+    tables=(
+        Table(
+            "strikes",
+            "a warning that counts for a while",
+            {
+                "strike_id": ("its name", "until it expires or is taken back"),
+                "user_id": ("who was warned", "until it expires or is taken back"),
+                "given_day": ("the day", "until it expires or is taken back"),
+                "until_ts": ("when it counts no longer", "until it expires or is taken back"),
+                "reason_code": ("why, as a word of a list", "until it expires or is taken back"),
+                "case_id": ("the case it belongs to", "until it expires or is taken back"),
+            },
+        ),
+        Table(
+            "waiting_acts",
+            "a measure that waits for a second person or for its time, or is being carried out",
+            {
+                "act_id": ("its name", "7 d after it is done"),
+                "measure": ("what is asked for", "7 d after it is done"),
+                "target": ("against whom or what", "7 d after it is done"),
+                "room_id": ("in which room", "7 d after it is done"),
+                "actor": ("who asked for it: may not be the second person", "7 d after it is done"),
+                "reason_code": ("why, as a word of a list", "7 d after it is done"),
+                "case_id": ("the case it belongs to", "7 d after it is done"),
+                "erase": ("whether a closed account's messages go too", "7 d after it is done"),
+                "asked_ts": ("when it was asked for", "7 d after it is done"),
+                "due_ts": ("when it runs by itself, where there is no second person", "7 d after it is done"),
+                "state": ("0 waiting, 1 being carried out, 2 done", "7 d after it is done"),
+                "done_count": ("events taken back, people taken out", "7 d after it is done"),
+                "failed_count": ("of them, what did not work", "7 d after it is done"),
+            },
+        ),
+    ),
+    steps=(
+        """
+        CREATE TABLE strikes (strike_id TEXT PRIMARY KEY, user_id TEXT NOT NULL, given_day BIGINT NOT NULL,
+            until_ts BIGINT NOT NULL, reason_code TEXT NOT NULL, case_id TEXT);
+        CREATE INDEX strikes_of_user ON strikes (user_id);
+        CREATE TABLE waiting_acts (act_id TEXT PRIMARY KEY, measure TEXT NOT NULL, target TEXT NOT NULL, room_id TEXT,
+            actor TEXT NOT NULL, reason_code TEXT NOT NULL, case_id TEXT, erase SMALLINT NOT NULL, asked_ts BIGINT NOT NULL,
+            due_ts BIGINT, state SMALLINT NOT NULL, done_count BIGINT NOT NULL, failed_count BIGINT NOT NULL)
+        """,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingAct:
+    act_id: str
+    act: Act
+    asked_ts: int
+    due_ts: int | None
+    state: int
+    done: int
+    failed: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "id": self.act_id,
+            "measure": self.act.measure,
+            "target": self.act.target,
+            "room_id": self.act.room_id,
+            "asked_by": self.act.actor,
+            "reason_code": self.act.reason_code,
+            "report_id": self.act.case_id,
+            "asked": self.asked_ts,
+            "due": self.due_ts,
+            "state": ("waiting", "running", "done")[self.state],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    strike_id: str
+    given_day: int
+    until_ts: int
+    reason_code: str
+    case_id: str | None
+
+
+COLUMNS = "act_id, measure, target, actor, reason_code, room_id, case_id, erase, asked_ts, due_ts, state, done_count, failed_count"
+
+
+def row_of(row: Sequence[Any]) -> WaitingAct:
+    act_id, measure, target, actor, reason_code, room_id, case_id, erase, asked, due, state, done, failed = row
+    act = Act(measure, target, actor, reason_code, room_id, case_id, erase=bool(erase))
+    return WaitingAct(act_id, act, asked, due, state, done, failed)
+
+
+def in_state(query: Query, state: int) -> list[WaitingAct]:
+    return [
+        row_of(row)
+        for row in query.all(f"SELECT {COLUMNS} FROM waiting_acts WHERE state = $1 ORDER BY asked_ts, act_id", state)
+    ]
+
+
+def still_waiting(act_id: str, becomes: int | None) -> Callable[[Query], None]:
+    """The write fails where somebody else was faster. None takes the row away."""
+
+    def look(query: Query) -> None:
+        if becomes is None:
+            touched = query.run("DELETE FROM waiting_acts WHERE act_id = $1 AND state = $2", act_id, WAITING)
+        else:
+            touched = query.run(
+                "UPDATE waiting_acts SET state = $3 WHERE act_id = $1 AND state = $2", act_id, WAITING, becomes
+            )
+        if not touched:
+            raise TakenBack("Another moderator was faster: this was confirmed or cancelled already.")
+
+    return look
