@@ -41,6 +41,10 @@ class Backoff:
     def trouble(self, server: str) -> Trouble | None:
         return self._troubles.get(server)
 
+    def failing(self) -> list[str]:
+        """Those that could not be reached at the latest attempt."""
+        return sorted(self._troubles)
+
     def restore(self, server: str, trouble: Trouble) -> None:
         self._troubles[server] = trouble
 

@@ -11,12 +11,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from relay import control, folder, own_keys
+from relay import checkup, control, folder, own_keys
 from relay.clock import SECOND
 from relay.serving import offline
 
 Run = Callable[[argparse.Namespace], int]
 Tell = Callable[[argparse.Namespace, Any, Callable[[Any], str]], int]
+_ASLEEP = {
+    "subject": "federation",
+    "severity": "error",
+    "what": "The relay does not run, so nobody can reach it.",
+    "todo": "Start it, and run relay doctor again.",
+}
 Ask = Callable[[Path, str, Mapping[str, Any]], Any]
 
 
@@ -38,6 +44,29 @@ def grow(grammar: Grammar, tell: Tell, ask: Ask) -> None:
             own_keys.make_new(arguments.data, folder.load_settings(arguments.data))
         return tell(arguments, offline(arguments.data, "key.lost", {}), _rotated)
 
+    def doctor(arguments: argparse.Namespace) -> int:
+        if not control.is_running(arguments.data):
+            found = [
+                {"subject": "federation", "severity": one.severity, "what": one.what, "todo": one.todo}
+                for one in checkup.look(arguments.data, running=False)[0]
+                if one.severity != "ok"
+            ]
+            found.append(_ASLEEP)
+        else:
+            found = ask(arguments.data, "doctor", {"ask": arguments.ask})
+        tell(arguments, found, _findings)
+        return 1 if any(one["severity"] == "error" for one in found) else 0
+
+    examined = grammar.add(
+        "doctor",
+        doctor,
+        "say what is wrong between this relay and other servers, and what to do",
+        "--ask matrix.org --data data",
+    )
+    examined.add_argument(
+        "--ask", metavar="SERVER", help="another server that is asked to look at this one from outside"
+    )
+
     keys = grammar.group("key", "the signing keys by which other servers know this relay")
     keys.add("list", key_list, "show the key in use and those that were put away", "--data data")
     rotate = keys.add(
@@ -56,6 +85,17 @@ def grow(grammar: Grammar, tell: Tell, ask: Ask) -> None:
         "evil.example --data data",
     )
     forget.add_argument("server", metavar="NAME", help="the part after the colon in user IDs")
+
+
+def _findings(found: Any) -> str:
+    lines = []
+    for one in found:
+        lines.append(f"{one['severity']:<8} {one['subject']}: {one['what']}")
+        if one["todo"]:
+            lines.append(f"         {one['todo']}")
+    errors = sum(one["severity"] == "error" for one in found)
+    warnings = sum(one["severity"] == "warning" for one in found)
+    return "\n".join([*lines, f"{errors} errors, {warnings} warnings."])
 
 
 def _keys(result: Any) -> str:

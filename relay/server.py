@@ -23,6 +23,7 @@ from federation.client import Client
 from federation.connections import Connections
 from federation.dates import DatesAnswers
 from federation.discovery import Discovery
+from federation.doctor import Doctor
 from federation.inbound import Inbound
 from federation.invites import Invites
 from federation.joins import Joins
@@ -182,7 +183,8 @@ class Server:
         rule = AddressRule(private=federation.allow_private_addresses, here=settings.on_loopback)
         lookups = SystemLookups()
         ca_file = self.data_dir / federation.extra_ca_file if federation.extra_ca_file else None
-        outward = Outward(lookups, rule, tls_context(ca_file))
+        trusted = tls_context(ca_file)
+        outward = Outward(lookups, rule, trusted)
         plain_http = rule.here or rule.private
         to_gateways = Outward(lookups, rule, tls_context(ca_file), plain=plain_http)
         to_webhooks = Outward(lookups, AddressRule(), tls_context(ca_file))
@@ -410,6 +412,7 @@ class Server:
             **keeping.commands(),
             **self._inspection.commands(),
             **own_keys.commands(),
+            **Doctor(settings, key, clock, lookups, trusted, connections, backoff).commands(),
             **Forgetting(name, db, self._parts).commands(),
             **moderation.commands,
             **Reloading(self.data_dir, settings, controls).commands(),
