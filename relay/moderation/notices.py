@@ -178,27 +178,32 @@ class Notices(Part):
 
     async def _say(self, one: _Due) -> None:
         case = await self._db.read(by_id, one.case_id) if one.case_id is not None else None
-        if one.recipient == MODERATORS:
-            people = await self._moderators(case)
-            room = MODERATORS
-        else:
-            people = [one.recipient] if await self._rooms.can_hear(one.recipient) else []
-            room = one.recipient
-        if not people:
+        rooms = await self._hearers(one, case)
+        if not rooms:
             # Nobody to tell. To moderators it is said once there is one.
-            await self._later(one) if one.recipient == MODERATORS else await self._drop(one)
+            await (self._later(one) if one.recipient == MODERATORS else self._drop(one))
             return
         fields = dict(one.fields)
         if case is not None:
             fields |= {"number": case.number, "category": case.category, "day": _minute(case.due_ts)}
-        await self._rooms.say(
-            room, people, one.sentence, fields, lambda tx: tx.run("DELETE FROM notices_due WHERE pos = $1", one.pos)
-        )
+        last = len(rooms) - 1
+        for number, (room, people) in enumerate(rooms):
 
-    async def _moderators(self, case: Case | None) -> list[str]:
-        """All of them. Nothing is said in their room of a case about one of them: she reads there too."""
+            def said(tx: Tx, *, done: bool = number == last) -> None:
+                if done:
+                    tx.run("DELETE FROM notices_due WHERE pos = $1", one.pos)
+
+            await self._rooms.say(room, people, one.sentence, fields, said)
+
+    async def _hearers(self, one: _Due, case: Case | None) -> list[tuple[str, list[str]]]:
+        """(whose room, who has to be in it). Of a case about a moderator nothing is said in the room where she reads too: the
+        others hear of it each in her own."""
+        if one.recipient != MODERATORS:
+            return [(one.recipient, [one.recipient])] if await self._rooms.can_hear(one.recipient) else []
         everybody = sorted(await self._persons.moderators())
-        return [] if case is not None and case.user_id in everybody else everybody
+        if not everybody or case is None or case.user_id not in everybody:
+            return [(MODERATORS, everybody)] if everybody else []
+        return [(user_id, [user_id]) for user_id in everybody if user_id != case.user_id]
 
     async def _drop(self, one: _Due) -> None:
         with self._db.write() as tx:
