@@ -82,7 +82,9 @@ from relay.media.remote_copies import RemoteCopies
 from relay.media.routes import Media
 from relay.moderation import assembled as moderation_assembled
 from relay.moderation.acting import Means
+from relay.moderation.casework import Ground
 from relay.moderation.doorkeeping import Doorkeeping
+from relay.moderation.own_rooms import ReservedNames
 from relay.own_keys import OwnKeys
 from relay.pages import assembled as pages_assembled
 from relay.part import Part
@@ -199,7 +201,7 @@ class Server:
         doors = Together(
             [
                 OpenDoors() if federation.enabled else AloneDoors(), service_doors,
-                controls, restrained_doors, invite_blocking, contact_gate, *keeping.doors,
+                controls, ReservedNames(), restrained_doors, invite_blocking, contact_gate, *keeping.doors,
             ]
         )  # fmt: skip
         departures = Departures(name, controls.allows)
@@ -265,7 +267,7 @@ class Server:
         dates = Dates(db, rooms, viewing, remote, gaps.backfill)
         upgrades = Upgrades(db, rooms, sender, creator, seal, doors)
         delayed = DelayedEvents(db, clock, rooms, sender, seal, limits)
-        grace = _Looping(Grace(db, clock, settings.privacy.redacted_grace).run)
+        grace = Grace(db, clock, settings.privacy.redacted_grace)
 
         # Keys.
         published = Published(db, name)
@@ -330,7 +332,7 @@ class Server:
                 transports=transports(settings.calls.livekit_service_urls), capabilities=DELAYED_CAPABILITIES,
             ), Absent(), Calls(settings.turn, settings.calls, clock), openid, moderated, delayed, dehydrated,
             departures, users, sessions, tokens, devices, login, register, shared_secret, account,
-            rooms_part, partial_joins, timeline, Relations(db, viewing), directory, write_routes, later, grace,
+            rooms_part, partial_joins, timeline, Relations(db, viewing), directory, write_routes, later, _Looping(grace.run),
             summaries, Spaces(summaries, clock), dates, upgrades, MutualRooms(rooms), Following(db, rooms, account_data, push_rules),
             profiles, account_data, contact_gate, contact_links, Tags(db, account_data), filters, UserSearch(db, users, rooms, profiles),
             published, device_lists, remote_lists, signatures, to_device, one_time_keys, cross_signing, device_keys, backup,
@@ -376,6 +378,10 @@ class Server:
         moderation = moderation_assembled.assemble(
             db, clock, users, rooms, viewing, kept_keys.verified_here, media.held,
             Means(devices, account, moderated, sender, members, keeping),
+            Ground(
+                appender, seal, key, settings.rooms.default_version, settings.public_base_url or f"https://{name}",
+                settings.moderation.outside_addresses, profiles, account_data, account, sessions, rooms_part, grace, copies, keeping,
+            ),
         )  # fmt: skip
         self._parts += moderation.parts
 

@@ -8,6 +8,7 @@ from relay.config.appservices import Appservices
 from relay.config.contact import Contact
 from relay.config.federation import Federation
 from relay.config.hooks import Hooks
+from relay.config.moderation import Moderation
 from relay.config.sections import (
     Accounts,
     Calls,
@@ -61,6 +62,8 @@ class Settings(Section, frozen=True):
     """Calls of many people (MatrixRTC)."""
     appservices: Appservices = Appservices()
     """Bridges and bots of yours (application services)."""
+    moderation: Moderation = Moderation()
+    """Reports, and what becomes of them. See docs/moderation.md."""
     log: Log = Log()
     """What the relay tells about itself, on standard error."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +93,8 @@ class RemoteCopies(Part):
         self.store = Store(folder)
         self._db = db
         self._clock = clock
+        # (server, media ID) of files that were reported and must stay; asked in a database thread.
+        self.frozen: Callable[[Query], Collection[tuple[str, str]]] | None = None
         self._settings = settings
         self._seal = seal
         self._remote = remote
@@ -262,7 +264,14 @@ class RemoteCopies(Part):
     async def trim(self) -> int:
         """Removes copies that are old, or too many. Returns how many, at most MAX_TRIMMED."""
         before = self._clock.now() - self._settings.remote_retention
-        rows: list[Row] = await self._db.read(_to_trim, before, int(self._settings.remote_cache_bytes))
+        rows: list[Row] = await self._db.read(
+            lambda query: _to_trim(
+                query,
+                before,
+                int(self._settings.remote_cache_bytes),
+                self.frozen(query) if self.frozen is not None else (),
+            )
+        )
         if rows:
             with self._db.write() as tx:
                 tx.many("DELETE FROM remote_media WHERE server = $1 AND media_id = $2 AND file = $3", rows)
@@ -317,20 +326,25 @@ def _copy(query: Query, server: str, media_id: str) -> Row | None:
     )
 
 
-def _to_trim(query: Query, before: int, most: int) -> list[Row]:
-    rows = query.all(
+def _to_trim(query: Query, before: int, most: int, frozen: Collection[tuple[str, str]]) -> list[Row]:
+    """What was reported (`frozen`, few) stays."""
+    ahead = MAX_TRIMMED + len(frozen)
+    found = query.all(
         "SELECT server, media_id, file FROM remote_media WHERE used_ts < $1 ORDER BY used_ts LIMIT $2",
         before - USED_STEP,
-        MAX_TRIMMED,
+        ahead,
     )
+    rows: list[Row] = [row for row in found if (row[0], row[1]) not in frozen][:MAX_TRIMMED]
     if rows:
         return rows
     too_much = int(query.value("SELECT sum(size) FROM remote_media") or 0) - most
     if too_much <= 0:
         return []
     for server, media_id, file, size in query.all(
-        "SELECT server, media_id, file, size FROM remote_media ORDER BY used_ts LIMIT $1", MAX_TRIMMED
+        "SELECT server, media_id, file, size FROM remote_media ORDER BY used_ts LIMIT $1", ahead
     ):
+        if (server, media_id) in frozen:
+            continue
         rows.append((server, media_id, file))
         too_much -= size
         if too_much <= 0:

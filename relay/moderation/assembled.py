@@ -10,11 +10,12 @@ from relay.accounts.users import Users
 from relay.clock import Clock
 from relay.db import Database
 from relay.moderation import acting as acting_parts
+from relay.moderation import casework as casework_parts
 from relay.moderation import proving as proving_parts
 from relay.moderation.acting import Acting, Means
 from relay.moderation.audit_log import AuditLog
+from relay.moderation.casework import Casework, Ground
 from relay.moderation.disclosure import HeldMedia, VerifiedHere
-from relay.moderation.moderation_commands import ModerationCommands
 from relay.moderation.proving import Check, Proving
 from relay.part import Part
 from relay.rooms.rooms import Rooms
@@ -30,6 +31,7 @@ class Moderation:
     audit_log: AuditLog
     proving: Proving
     acting: Acting
+    casework: Casework
     parts: list[Part] = field(default_factory=list)
     commands: Mapping[str, Command] = field(default_factory=dict)
     # Findings for `relay check`.
@@ -45,13 +47,12 @@ def assemble(
     verified_here: VerifiedHere,
     held_media: HeldMedia,
     means: Means,
+    ground: Ground,
 ) -> Moderation:
     audit_log = AuditLog(db, clock, users.server_name)
     proving = proving_parts.assemble(db, clock, users, rooms, viewing, verified_here, held_media, audit_log)
     acting = acting_parts.assemble(db, clock, users, rooms, means, audit_log, proving.keys)
-    commands = {
-        **ModerationCommands(db, audit_log, users.server_name).commands(),
-        **proving.commands,
-        **acting.commands,
-    }
-    return Moderation(audit_log, proving, acting, [audit_log, *proving.parts, *acting.parts], commands, proving.checks)
+    casework = casework_parts.assemble(db, clock, users, rooms, ground, audit_log, proving, acting)
+    commands = {**proving.commands, **acting.commands, **casework.commands}
+    parts = [audit_log, *proving.parts, *acting.parts, *casework.parts]
+    return Moderation(audit_log, proving, acting, casework, parts, commands, proving.checks)

@@ -90,7 +90,9 @@ def require_category(category: object) -> str:
 def require_step(state: str, becomes: str) -> None:
     """Raises NotNow."""
     if becomes not in _NEXT[state]:
-        raise NotNow(f"A case that is {state} can't become {becomes}. It can become: {', '.join(sorted(_NEXT[state]))}.")
+        raise NotNow(
+            f"A case that is {state} can't become {becomes}. It can become: {', '.join(sorted(_NEXT[state]))}."
+        )
 
 
 def kept_until(category: str, created_ts: int, decided_ts: int | None) -> int:

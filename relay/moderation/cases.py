@@ -8,7 +8,7 @@ Pure rules: case_rules.py. What is kept and for how long: keeping.py. Not here: 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -240,7 +240,9 @@ class Cases(Part):
     def _require_free(self, case: Case, actor: str, now: int) -> None:
         """Raises NotNow where another moderator has it."""
         if case.assignee not in (None, actor) and (case.lease_until or 0) > now:
-            raise rules.NotNow("Another moderator has taken this case. It is free again half an hour after her last step.")
+            raise rules.NotNow(
+                "Another moderator has taken this case. It is free again half an hour after her last step."
+            )
 
     async def _change(
         self,
@@ -281,7 +283,7 @@ class Cases(Part):
 
         tx.call(apply)
 
-    def require_decider(self, case: Case, actor: str, moderators: Mapping[str, int]) -> None:
+    def require_decider(self, case: Case, actor: str, moderators: Collection[str]) -> None:
         """Neither the named person nor, where somebody else exists, the reporter decides. Raises Forbidden."""
         if case.user_id == actor:
             raise Forbidden("This case is about you. Another moderator decides it.")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from relay.accounts.users import Users
-from relay.clock import Clock
+from relay.clock import DAY, Clock
 from relay.db import Database, Query, Tx
 from relay.errors import ApiError, NotAllowed, NotFound
 from relay.moderation import case_rules as rules
@@ -91,7 +91,7 @@ class Decision:
             "ground": self.ground,
             "facts": self.facts,
             "automated": self.automated,
-            "redress": f"You can object within {rules.APPEAL_WINDOW // rules.DAY} days; somebody else looks at it again, where "
+            "redress": f"You can object within {rules.APPEAL_WINDOW // DAY} days; somebody else looks at it again, where "
             "there is somebody else. Courts and out-of-court bodies stay open to you.",
         }
 
@@ -388,7 +388,19 @@ def _find(query: Query, by: str, value: str) -> list[Decision]:
         f"FROM decisions WHERE {where} ORDER BY decided_ts, decision_id",
         value,
     ):
-        decision_id, case_id, decided_ts, decider, automated, reason_code, ground, facts, appeal_id, verdict, told_peer = row
+        (
+            decision_id,
+            case_id,
+            decided_ts,
+            decider,
+            automated,
+            reason_code,
+            ground,
+            facts,
+            appeal_id,
+            verdict,
+            told_peer,
+        ) = row
         taken = tuple(
             Taken(place, Chosen(measure, target or "", room_id, lasts_ms, bool(erase)), outcome, waits, until_ts)
             for place, measure, target, room_id, lasts_ms, erase, outcome, waits, until_ts in query.all(
@@ -399,8 +411,18 @@ def _find(query: Query, by: str, value: str) -> list[Decision]:
         )
         found.append(
             Decision(
-                decision_id, case_id, decided_ts, decider or "", bool(automated), reason_code, ground, facts, appeal_id, verdict,
-                told_peer, taken,
-            )  # fmt: skip
+                decision_id,
+                case_id,
+                decided_ts,
+                decider or "",
+                bool(automated),
+                reason_code,
+                ground,
+                facts,
+                appeal_id,
+                verdict,
+                told_peer,
+                taken,
+            )
         )
     return found

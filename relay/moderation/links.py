@@ -94,7 +94,9 @@ class Links(Part):
         if 0 < len(token) <= MAX_TOKEN:
             row = await self._db.read(_find, _hash(token))
         if row is None or row.expires_ts <= self._clock.now():
-            raise NotFound("This link is not known here, or its time is over. A newer one may stand in your notice room.")
+            raise NotFound(
+                "This link is not known here, or its time is over. A newer one may stand in your notice room."
+            )
         return row
 
     def forget(self, tx: Tx, case_id: str) -> None:

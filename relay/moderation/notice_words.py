@@ -104,4 +104,9 @@ def is_own(content: Any) -> bool:
         return False
     name, body = content["org.relay.notice"], content["body"]
     pattern = _PATTERNS.get(name) if isinstance(name, str) else None
-    return content["msgtype"] == "m.text" and pattern is not None and isinstance(body, str) and pattern.fullmatch(body) is not None
+    return (
+        content["msgtype"] == "m.text"
+        and pattern is not None
+        and isinstance(body, str)
+        and pattern.fullmatch(body) is not None
+    )

@@ -171,9 +171,7 @@ class Notices(Part):
             if over:
                 tx.run("DELETE FROM notices_due WHERE pos = $1", one.pos)
             else:
-                tx.run(
-                    "UPDATE notices_due SET not_before = $2 WHERE pos = $1", one.pos, self._clock.now() + RETRY_MS
-                )
+                tx.run("UPDATE notices_due SET not_before = $2 WHERE pos = $1", one.pos, self._clock.now() + RETRY_MS)
         await tx
 
     async def _say(self, one: _Due) -> None:

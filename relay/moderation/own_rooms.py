@@ -107,7 +107,9 @@ class OwnRooms(Part):
                 return user_id
             if before.password_hash is None and not before.deactivated:
                 return user_id  # ours, from a start that ended before its first room
-        raise ApiError("All names for the relay's own user are taken by people. Close one of these accounts.", status=500)
+        raise ApiError(
+            "All names for the relay's own user are taken by people. Close one of these accounts.", status=500
+        )
 
     # --- saying
 

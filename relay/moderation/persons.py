@@ -30,6 +30,9 @@ class Persons:
         self._clock = clock
         self._moderators = moderators
 
+    async def moderators(self) -> list[str]:
+        return [one.user_id for one in await self._moderators()]
+
     async def is_moderator(self, user_id: str) -> bool:
         return any(one.user_id == user_id for one in await self._moderators())
 

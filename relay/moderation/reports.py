@@ -110,10 +110,14 @@ class Reports(Part):
 
     async def _event_route(self, request: Request) -> Answer:
         room_id, event_id = request.params["roomId"], request.params["eventId"]
-        return await self._taken(request, _told(request.json(), "event", reason_required=False, room_id=room_id, event_id=event_id))
+        return await self._taken(
+            request, _told(request.json(), "event", reason_required=False, room_id=room_id, event_id=event_id)
+        )
 
     async def _room_route(self, request: Request) -> Answer:
-        return await self._taken(request, _told(request.json(), "room", reason_required=True, room_id=request.params["roomId"]))
+        return await self._taken(
+            request, _told(request.json(), "room", reason_required=True, room_id=request.params["roomId"])
+        )
 
     async def _user_route(self, request: Request) -> Answer:
         told = _told(request.json(), "user", reason_required=True)
@@ -291,7 +295,9 @@ class Reports(Part):
         """Checked like one that came with the report. Raises ApiError."""
         case = await self.opened(link, user_id)
         if case.reporter is None:
-            raise Forbidden("A proof is checked against an account that could see the message. Report it from that account.")
+            raise Forbidden(
+                "A proof is checked against an account that could see the message. Report it from that account."
+            )
         await self._require_few_envelopes(case)
         proof = await self._disclosures.verify(case.reporter, disclosure, seen=case.seen)
         prepared = await self._disclosures.prepare(case.case_id, proof, _excluded(case))
@@ -339,7 +345,9 @@ class Reports(Part):
 
     async def _require_few_envelopes(self, case: Case) -> None:
         if len(await self._envelopes.of_case(case.case_id)) >= MAX_ANSWERS:
-            raise ApiError("So much has been added to this report that no more is taken. Wait for the answer.", status=429)
+            raise ApiError(
+                "So much has been added to this report that no more is taken. Wait for the answer.", status=429
+            )
 
     def _touch(self, tx: Tx, case: Case, happened: str | None, change: Any) -> None:
         self._audit_log.record(
@@ -358,7 +366,9 @@ def _told(body: dict[str, Any], kind: rules.Kind, *, reason_required: bool, room
     if len(reason) > MAX_WORDS:
         raise TooLarge(f"A reason has {MAX_WORDS} characters at most. Send the rest over the link in your notice room.")
     disclosure = parse_disclosure(body[KEY]) if KEY in body else None
-    category = disclosure.category if disclosure is not None else rules.require_category(body.get(CATEGORY_KEY, "other"))
+    category = (
+        disclosure.category if disclosure is not None else rules.require_category(body.get(CATEGORY_KEY, "other"))
+    )
     return Told(kind, category, reason.strip(), room_id, event_id, disclosure)
 
 

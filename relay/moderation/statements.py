@@ -66,7 +66,9 @@ def require_complete(statement: Statement, actor: str, case_id: str, *, automate
     if not _REASON_CODE.match(statement.reason_code):
         raise InvalidParam("Give a reason code: a short word of a-z, digits, '.', '_' and '-', such as harassment.")
     if not _GROUND.match(statement.ground) or len(statement.ground) > MAX_GROUND:
-        raise InvalidParam("Give the ground: the clause of your terms (terms:4.2), or the law (law:…). Without it nobody can object.")
+        raise InvalidParam(
+            "Give the ground: the clause of your terms (terms:4.2), or the law (law:…). Without it nobody can object."
+        )
     if len(statement.facts.strip()) < MIN_FACTS:
         raise InvalidParam(
             f"State the facts in at least {MIN_FACTS} characters, in your own words: whoever is decided on has to understand them."
@@ -85,10 +87,16 @@ def parse(body: Mapping[str, Any], *, about: str | None = None) -> Statement:
     about); `action` "none" is no measure. Raises ApiError."""
     unknown = set(body) - _KEYS
     if unknown:
-        raise InvalidParam(f"A decision has no key {sorted(unknown)[0][:40]!r}. See docs/safety-api.md.")
+        raise InvalidParam(f"A decision has no key {min(unknown)[:40]!r}. See docs/safety-api.md.")
     given = get_list(body, "measures", [])
     if "action" in body:
-        given = [*given, {**{k: body[k] for k in ("target", "room_id", "lasts_ms", "erase") if k in body}, "measure": body["action"]}]
+        given = [
+            *given,
+            {
+                **{k: body[k] for k in ("target", "room_id", "lasts_ms", "erase") if k in body},
+                "measure": body["action"],
+            },
+        ]
     elif "measures" not in body:
         raise MissingParam("Say what is done: measures, a list; an empty one where nothing is done.")
     return Statement(
@@ -115,7 +123,9 @@ def _chosen(given: Sequence[Any], about: str | None) -> list[Chosen]:
             raise InvalidParam(f"There is no measure {measure[:40]!r}. There are: none, {', '.join(MEASURES)}.")
         lasts = one.get("lasts_ms")
         if lasts is not None and (type(lasts) is not int or lasts < MIN_LASTS_MS):
-            raise InvalidParam("lasts_ms is a number of milliseconds, a minute at least; leave it out where the measure has no end.")
+            raise InvalidParam(
+                "lasts_ms is a number of milliseconds, a minute at least; leave it out where the measure has no end."
+            )
         default = about if MEASURES[measure].target == "user" else None
         found.append(
             Chosen(measure, get_string(one, "target", default), get_optional_string(one, "room_id"), lasts, get_bool(one, "erase", False))

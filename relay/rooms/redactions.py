@@ -7,6 +7,9 @@ stays, so that a report can still prove what was taken back; what goes then is `
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+
 from relay.clock import HOUR, Clock
 from relay.db import Database, Query, Tx
 from relay.protocol import event as events
@@ -101,6 +104,8 @@ class Grace:
         self._db = db
         self._clock = clock
         self._grace = grace_ms
+        # Which of these events were reported and must stay; asked in a database thread.
+        self.frozen: Callable[[Query, Sequence[str]], Collection[str]] | None = None
 
     async def run(self) -> None:
         while True:
@@ -112,7 +117,7 @@ class Grace:
         now = self._clock.now()
         before, ahead = now - self._grace, now + MAX_CLOCK_AHEAD
 
-        def due(query: Query, after: int) -> tuple[list[tuple[int, bytes]], int | None]:
+        def due(query: Query, after: int) -> tuple[list[tuple[int, bytes, str]], int | None]:
             rows = query.all(
                 f"SELECT {store.COLUMNS}, r.version, d.json FROM events e JOIN rooms r ON r.nid = e.room_nid "
                 "JOIN events d ON d.event_id = e.redacted_by "
@@ -126,16 +131,22 @@ class Grace:
                 redaction = events.load(bytes(row[store.WIDTH + 1]), row[6], version)
                 # A time that has not come can't be waited for: whoever wrote it would have her words kept for ever.
                 if redaction.origin_server_ts <= before or redaction.origin_server_ts > ahead:
-                    found.append((row[0], events.emptied(store.stored(row, version).event).raw))
+                    found.append((row[0], events.emptied(store.stored(row, version).event).raw, row[1]))
             return found, rows[-1][0] if len(rows) == MAX_SWEPT else None
 
         swept = 0
         last: int | None = 0
         while last is not None:
             gone, last = await self._db.read(due, last)
-            swept += len(gone)
             if gone:
                 with self._db.write() as tx:
-                    tx.many(f"UPDATE events SET json = $2, marks = marks | {GONE | RIM_KEPT} WHERE nid = $1", gone)
-                await tx
+                    tx.call(partial(self._strip, gone))
+                swept += int(await tx)
         return swept
+
+    def _strip(self, gone: Sequence[tuple[int, bytes, str]], query: Query) -> int:
+        """What was reported stays, also if the report came between the look and this write."""
+        kept = self.frozen(query, [event_id for _, _, event_id in gone]) if self.frozen is not None else ()
+        rows = [(nid, raw) for nid, raw, event_id in gone if event_id not in kept]
+        query.many(f"UPDATE events SET json = $2, marks = marks | {GONE | RIM_KEPT} WHERE nid = $1", rows)
+        return len(rows)

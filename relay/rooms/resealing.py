@@ -6,6 +6,7 @@ The routing state keeps what the table of the seal lists. Runs while no relay do
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -20,7 +21,7 @@ from relay.rooms.store import COLUMNS, STUB, WIDTH, stored
 AT_ONCE = 1000
 
 
-def reseal(query: Query, seal: Seal) -> int:
+def reseal(query: Query, seal: Seal, is_own: Callable[[Query, str, str, object], bool] | None = None) -> int:
     """How many rows were changed."""
     changed, last = 0, 0
     while True:
@@ -33,6 +34,8 @@ def reseal(query: Query, seal: Seal) -> int:
         for row in rows:
             last = row[0]
             one = stored(row, VERSIONS[row[WIDTH]])
+            if is_own is not None and is_own(query, one.event.sender, one.event.type, one.event.content):
+                continue
             if seal.rule(one.event.type, one.event.state_key, one.event.content) is None:
                 marks = one.marks if one.event.is_state else one.marks | STUB
                 query.run(
