@@ -1,0 +1,116 @@
+"""Stories of reports and what becomes of them: told, looked at, decided, objected to, and let go when their time is over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable
+
+from relay.errors import ApiError
+from tests.moderation.casehouse import SAFETY, casework, desk, hears, notices_of, reports, token_in
+from tests.people import Refused
+from tests.town import Town
+
+WORDS = "bob threatens me, see the message above"
+
+
+async def test_a_report_reaches_the_moderators_and_is_decided_and_objected_to(town: Town) -> None:
+    mod = await desk(town)
+    alice, bob = await town.users("alice@one", "bob@one")
+    house = mod.house
+    room = await alice.creates_room(with_=bob)
+    said = await bob.sends(room)
+    await reports(alice, room, said, WORDS, **{"org.relay.category": "threat"})
+
+    [row] = await mod.queue()
+    case_id = row["id"]
+    assert (row["event_id"], row["room_id"], row["user_id"]) == (said, room, bob.id)
+    assert (row["category"], row["state"], row["disclosure"], row["words"]) == (
+        "threat",
+        "new",
+        "undisclosed",
+        "sealed",
+    )
+    assert alice.id not in str(await mod.asks("GET", f"reports/{case_id}")), "nobody needs to know who reported"
+    told = await hears(mod.person, "Report 1 has come (threat)")
+    assert f"/_relay/desk/case/{case_id}" in told
+    thanks = await hears(alice, "Your report has the number 1")
+    assert (await mod.reads(case_id))["words"] == [{"words": WORDS}], "her words, for the moderators' key only"
+    assert (await bob.is_refused(bob.calls("GET", f"{SAFETY}/reports"))).status == 403
+
+    # The link alone opens nothing; with her account she adds to it.
+    work = casework(house)
+    link = await work.links.look(token_in(thanks))
+    await work.reports.answer(link, alice.id, "and again today")
+    await alice.is_refused(_raises(work.reports.answer(link, bob.id, "it was nothing")))
+    assert (await mod.reads(case_id))["answer"] == [{"words": "and again today"}]
+
+    # Taken, then decided: refused while the statement of reasons is incomplete, or built on an old version.
+    taken = await mod.asks("POST", f"reports/{case_id}/assign", {"take": True})
+    assert (taken["state"], taken["assignee"]) == ("in_review", mod.person.id)
+    suspend = {"measure": "suspend"}
+    for missing in ({"facts": "short"}, {"tos_clause": ""}, {"reason_code": "Not A Word"}):
+        refused = await mod.person.is_refused(mod.decides(case_id, suspend, **missing))
+        assert refused.status == 400, missing
+    stale = await mod.person.is_refused(
+        mod.asks("POST", f"reports/{case_id}/decision", {"measures": [], "reason_code": "x", "ground": "terms:1", "facts": "f" * 30}, If_Match='"1"')
+    )  # fmt: skip
+    assert stale.status == 412, "somebody looked at an older version"
+    decided = await mod.decides(case_id, suspend)
+    assert [(one["measure"], one["target"], one["outcome"]) for one in decided["measures"]] == [
+        ("suspend", bob.id, "done")
+    ]
+    assert (await bob.is_refused(bob.sends(room))).errcode == "M_USER_SUSPENDED"
+
+    # Both sides hear of it; the suspended person reads the reasons and objects.
+    await hears(alice, "was decided: a measure was taken")
+    notice = await hears(bob, "The moderators have decided something about you")
+    assert alice.name not in notice and WORDS not in notice
+    link = await work.links.look(token_in(notice))
+    _, [decision] = await work.appeals.opened(link, bob.id)
+    assert decision.reasons()["facts"].startswith("Sent threats") and "decider" not in decision.reasons()
+    await work.appeals.file(link.case_id, bob.id, "it was a quotation from a film")
+    await bob.is_refused(_raises(work.appeals.file(link.case_id, bob.id, "once more")))
+    await hears(alice, "Somebody has objected to decision number 1")
+    [row] = await mod.queue()
+    assert row["state"] == "appealed"
+    assert (await mod.reads(case_id))["appeal"] == [{"side": "subject", "words": "it was a quotation from a film"}]
+
+    # The only moderator answers herself, and the log says so. What was decided is taken back.
+    answer = await mod.asks(
+        "POST", f"reports/{case_id}/appeal",
+        {"verdict": "reversed", "reason_code": "mistake", "ground": "terms:4.2", "facts": "The sentence quotes a film, as its context shows."},
+    )  # fmt: skip
+    assert answer["verdict"] == "reversed"
+    await bob.sends(room)
+    await hears(bob, "was looked at again, and it was changed")
+    shown = await mod.asks("GET", f"reports/{case_id}")
+    assert shown["state"] == "decided" and shown["decisions"][0]["measures"][0]["outcome"] == "undone"
+    actions = [entry["action"] for entry in shown["history"]]
+    assert [one for one in actions if one in ("report.created", "decided", "suspend", "appeal.filed", "undo.suspend", "appeal.reversed", "appeal.same_person")] == [
+        "report.created", "suspend", "decided", "appeal.filed", "undo.suspend", "appeal.reversed", "appeal.same_person",
+    ]  # fmt: skip
+    assert (await house.command("moderation.verify"))["sound"]
+    audit = await house.command("audit")
+    assert not audit["findings"] and audit["counts"]["events: the relay's own notices"] >= 6
+    figures = await mod.asks("GET", "transparency/" + _month(town))
+    assert (figures["reports"], figures["decisions"], figures["overturned_share"]) == (1, 1, 1.0)
+
+    # When its time is over nothing but the count is left.
+    town.clock.forward(hours=184 * 24)
+    await work.keeping.look()
+    [gone] = await mod.queue(state="all")
+    assert (gone["state"], gone["user_id"], gone["event_id"]) == ("closed", None, None)
+    assert all(one["forgotten"] for one in (await mod.asks("GET", f"reports/{case_id}/envelopes"))["envelopes"])
+    assert (await house.command("moderation.verify"))["sound"]
+    assert not [one for one in notices_of(mod.person) if alice.id in one or bob.id in one]
+
+
+def _month(town: Town) -> str:
+    return time.strftime("%Y-%m", time.gmtime(town.clock.now() / 1000))
+
+
+async def _raises(doing: Awaitable[object]) -> None:
+    try:
+        await doing
+    except ApiError as no:
+        raise Refused(no.status, {"error": no.text}, {}) from no
