@@ -22,6 +22,8 @@ import orjson
 from relay import answers, checkup, config_example, control, folder, hook_commands, peer_commands
 from relay.config import ConfigError, Duration, Listener
 from relay.moderating import Moderating
+from relay.moderator_line import ModeratorLine, first_keys_words
+from relay.proof_line import ProofLine
 from relay.serving import OperatorError, offline, serve
 
 
@@ -125,7 +127,12 @@ def _running(data_dir: Path, name: str) -> Any:
 def _user_add(arguments: argparse.Namespace) -> int:
     localpart = folder.user_id(arguments.name, folder.load_settings(arguments.data))[1:].partition(":")[0]
     args = {"localpart": localpart, "password": _password(arguments), "admin": arguments.admin}
-    return _tell(arguments, _command(arguments.data, "user.add", args), answers.user_added)
+    result = _command(arguments.data, "user.add", args)
+    keys = ModeratorLine(_command, _tell).first_keys(arguments.data, result["user_id"]) if arguments.admin else None
+    if keys is None:
+        return _tell(arguments, result, answers.user_added)
+    words = "\n".join([answers.user_added(result), first_keys_words(result["user_id"], keys)])
+    return _tell(arguments, {**result, **keys}, lambda _: words)
 
 
 def _user_list(arguments: argparse.Namespace) -> int:
@@ -376,6 +383,8 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("token", metavar="TOKEN")
 
     Moderating(_command, _tell).join(grammar)
+    ModeratorLine(_command, _tell).join(grammar)
+    ProofLine(_tell).join(grammar)
 
     settings = grammar.group("config", "the config file")
     settings.add(

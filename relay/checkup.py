@@ -21,6 +21,7 @@ from typing import Literal
 from relay import folder
 from relay.appservices.registration import load_all
 from relay.config import CONFIG_NAME, ConfigError, Listener, Settings
+from relay.proof_line import proof_page_hash
 
 DISK_ERROR_BYTES = 100 * 1024**2
 DISK_WARNING_BYTES = 1024**3
@@ -60,6 +61,7 @@ def look(data_dir: Path, *, running: bool) -> tuple[list[Finding], Settings | No
         found += _port(listener, running=running)
     found += _disk(data_dir)
     found += _clock(data_dir, settings)
+    found.append(Finding("ok", f"The offline proof tool (proof.html) has the SHA-256 {proof_page_hash()}."))
     return found, settings
 
 

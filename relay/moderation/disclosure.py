@@ -134,7 +134,7 @@ class Disclosures(Part):
             return ProvedItem(item.event_id, "invalid", "V1", "The reporter was not allowed to see such an event here.")
         known = ProvedItem(
             item.event_id, "invalid", room_id=stored.event.room_id, sender=stored.event.sender,
-            origin_server_ts=stored.event.origin_server_ts, index=item.index,
+            origin_server_ts=stored.event.origin_server_ts, index=item.index, room_version=stored.event.version.name,
         )  # fmt: skip
         try:
             event = await self._origin(stored, item)

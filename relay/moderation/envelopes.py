@@ -255,17 +255,19 @@ class Envelopes(Part):
 
     async def check(self) -> list[dict[str, str]]:
         """Findings for `relay check`: cases that a key which counts can't open yet."""
-        counting = [one.key_id for one in await self._keys.recipients()]
+        counting = await self._keys.recipients()
+        excluded = await self._excluded()
 
         def lacking(query: Query) -> int:
-            number = 0
-            for key_id in counting:
-                number += query.value(
-                    "SELECT count(*) FROM envelopes e WHERE length(e.body) > 0 AND NOT EXISTS "
+            found = set()
+            for one in counting:
+                rows = query.all(
+                    "SELECT e.envelope_id, e.case_id FROM envelopes e WHERE length(e.body) > 0 AND NOT EXISTS "
                     "(SELECT 1 FROM envelope_wraps w WHERE w.envelope_id = e.envelope_id AND w.key_id = $1)",
-                    key_id,
+                    one.key_id,
                 )
-            return number
+                found |= {envelope_id for envelope_id, case_id in rows if one.user_id not in excluded.get(case_id, ())}
+            return len(found)
 
         number = await self._db.read(lacking)
         if not number:

@@ -34,7 +34,6 @@ MAX_VERSIONS = 1_000
 CLOCK_TOLERANCE = 10 * MINUTE
 TEST_EVERY = 90 * DAY
 TEST_BYTES = 32
-MAX_TESTS_OPEN = 256
 
 PATH = "/_relay/safety/v1/keys"
 
@@ -77,6 +76,7 @@ class ModeratorKeys(Part):
                 {
                     "key_id": ("which key", "until the key is removed"),
                     "tested_ts": ("when, to the day", "until the key is removed"),
+                    "expected": ("a hash: what the answer to the last test has to be", "until it is answered"),
                 },
             ),
         ),
@@ -84,6 +84,9 @@ class ModeratorKeys(Part):
             """
             CREATE TABLE key_lists (seq BIGINT PRIMARY KEY, statement BYTES NOT NULL);
             CREATE TABLE key_tests (key_id TEXT PRIMARY KEY, tested_ts BIGINT NOT NULL)
+            """,
+            """
+            ALTER TABLE key_tests ADD COLUMN expected BYTES
             """,
         ),
     )
@@ -96,7 +99,6 @@ class ModeratorKeys(Part):
         self._audit_log = audit_log
         # All versions, oldest first; `take` is the only write, and drops it.
         self._known: list[KeyList] | None = None
-        self._tests: dict[str, bytes] = {}
         self.on_change: list[OnChange] = []
 
     # --- the list
@@ -240,19 +242,23 @@ class ModeratorKeys(Part):
         nonce = os.urandom(TEST_BYTES)
         case_id = f"test-{secrets.token_hex(8)}"
         sealed = envelope.seal(nonce, case_id=case_id, version=1, to=[_recipient(listed)], least=1)
-        while len(self._tests) >= MAX_TESTS_OPEN:
-            del self._tests[next(iter(self._tests))]
-        self._tests[key_id] = proof_of(nonce)
+        with self._db.write() as tx:
+            tx.run("UPDATE key_tests SET expected = $2 WHERE key_id = $1", key_id, proof_of(nonce))
+        await tx
         return sealed.json()
 
     async def tested(self, key_id: str, answer: str) -> None:
         """Raises Forbidden where the answer is not that to the last test."""
         await self._listed(key_id)
-        expected = self._tests.pop(key_id, None)
-        if expected is None or not secrets.compare_digest(to_base64(expected).encode(), answer.encode()):
-            raise Forbidden("This does not answer the test. Ask for a new test envelope and open it with this key.")
+
+        def compare(query: Query) -> None:
+            expected = query.value("SELECT expected FROM key_tests WHERE key_id = $1", key_id)
+            if expected is None or not secrets.compare_digest(to_base64(bytes(expected)).encode(), answer.encode()):
+                raise Forbidden("This does not answer the test. Ask for a new test envelope and open it with this key.")
+            query.run("UPDATE key_tests SET tested_ts = $2, expected = NULL WHERE key_id = $1", key_id, self._today())
+
         with self._db.write() as tx:
-            tx.run("UPDATE key_tests SET tested_ts = $2 WHERE key_id = $1", key_id, self._today())
+            tx.call(compare)
         await tx
 
     async def _listed(self, key_id: str) -> Listed:

@@ -44,6 +44,7 @@ class ProvedItem:
     sender: str | None = None
     origin_server_ts: int | None = None
     index: int | None = None
+    room_version: str | None = None
     media: tuple[NamedMedia, ...] = ()
     pdu: Mapping[str, Any] | None = field(default=None, repr=False)
     plaintext: bytes | None = field(default=None, repr=False)
@@ -75,6 +76,7 @@ class ProvedItem:
             "sender": self.sender,
             "origin_server_ts": self.origin_server_ts,
             "index": self.index,
+            "room_version": self.room_version,
             "pdu": self.pdu,
             "plaintext": None if self.plaintext is None else to_base64(self.plaintext),
             "prk": None if self.prk is None else to_base64(self.prk),
