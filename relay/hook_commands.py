@@ -21,7 +21,7 @@ def grow(grammar: Grammar, tell: Tell, ask: Ask) -> None:
         return tell(arguments, ask(arguments.data, "hooks.status", {}), _status)
 
     def enable(arguments: argparse.Namespace) -> int:
-        result = ask(arguments.data, "webhooks.enable", {"name": arguments.name})
+        result = ask(arguments.data, "webhooks.enable", {"webhook": arguments.name})
         return tell(arguments, result, lambda _: f"The webhook {arguments.name} is told again.")
 
     def secret(_: argparse.Namespace) -> int:

@@ -193,7 +193,7 @@ class Server:
         to_tools = Outward(lookups, AddressRule(private=True), tls_context(ca_file), plain=True)
 
         # The doors.
-        keeping = self._keeping = Doorkeeping(settings.hooks, db, clock, name, Posting(to_webhooks), Posting(to_tools))
+        keeping = self._keeping = Doorkeeping(settings.hooks, db, clock, rooms, Posting(to_webhooks), Posting(to_tools))
         controls.also_ask(keeping.restrictions.refuses)
         controls.also_admit(keeping.restrictions.admits)
         keeping.restrictions.on_change.append(controls.changed)
@@ -321,7 +321,7 @@ class Server:
             members.tell_again,
         )
         restrained_doors.sender_of = rooms.sender_of
-        media.inspector = keeping.finish(rooms, media.store)
+        media.inspector = keeping.finish(media.store)
         members.before_turning_down = notices.keeps
         devices.is_signing_key = cross_signing.is_signing_key
 

@@ -1,4 +1,4 @@
-"""Measures over the API: take one, see what waits for a second person, confirm or cancel it; what is in force; strikes.
+"""Measures over the API: take one, see what waits for a second person, confirm or cancel it; what is in force; strikes, flags, lists.
 
 For moderators with a session of their own; programs decide cases instead (`integrations.py`). Spec: docs/safety-api.md.
 """
@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from relay.errors import Forbidden, InvalidParam
 from relay.moderation.actions import Actions
 from relay.moderation.acts import MEASURES, Act
+from relay.moderation.doorkeeping import Doorkeeping
 from relay.moderation.persons import Persons
-from relay.moderation.restrictions import KINDS, Restrictions, as_json
+from relay.moderation.restrictions import KINDS, as_json
 from relay.part import Part
 from relay.web import Answer, Request, Route, get_bool, get_optional_string, get_string
 
@@ -19,9 +20,11 @@ BASE = "/_relay/safety/v1"
 
 
 class ActRoutes(Part):
-    def __init__(self, actions: Actions, restrictions: Restrictions, persons: Persons) -> None:
+    def __init__(self, actions: Actions, keeping: Doorkeeping, persons: Persons) -> None:
         self._actions = actions
-        self._restrictions = restrictions
+        self._restrictions = keeping.restrictions
+        self._flags = keeping.flags
+        self._lists = keeping.lists
         self._persons = persons
 
     def routes(self) -> Iterable[Route]:
@@ -32,6 +35,8 @@ class ActRoutes(Part):
         yield Route("POST", f"{BASE}/acts/{{actId}}/cancel", self._cancel)
         yield Route("GET", f"{BASE}/restrictions", self._in_force)
         yield Route("GET", f"{BASE}/users/{{userId}}/strikes", self._strikes)
+        yield Route("GET", f"{BASE}/flags", self._flagged)
+        yield Route("GET", f"{BASE}/lists", self._followed)
 
     async def _moderator(self, request: Request) -> str:
         if not await self._persons.is_moderator(request.user_id):
@@ -88,3 +93,11 @@ class ActRoutes(Part):
                 for s in strikes
             ]
         }
+
+    async def _flagged(self, request: Request) -> Answer:
+        await self._moderator(request)
+        return {"mode": self._flags.mode, "flags": [flag.as_json() for flag in self._flags.listed()]}
+
+    async def _followed(self, request: Request) -> Answer:
+        await self._moderator(request)
+        return {"lists": self._lists.listing()}

@@ -11,7 +11,7 @@ from relay.accounts.devices import Devices
 from relay.accounts.moderated import Moderated
 from relay.accounts.users import Users
 from relay.clock import Clock
-from relay.db import Database
+from relay.db import Database, Tx
 from relay.moderation.act_routes import ActRoutes
 from relay.moderation.actions import Actions
 from relay.moderation.audit_log import AuditLog
@@ -74,6 +74,17 @@ def assemble(
     )
     actions.on_taken.append(keeping.webhooks.act_taken)
     means.moderated.through = actions.restrain
+
+    async def made(user_id: str) -> int | None:
+        user = await users.find(user_id)
+        return user.created_day if user is not None else None
+
+    def slowed(tx: Tx, rule: str, subject: str) -> None:
+        audit_log.record(tx, actor=f"rule:{rule}", action="slowed", target=subject, reason_code=rule, automated=True)
+        keeping.webhooks.announce(tx, "flag.raised", detail={"rule": rule})
+
+    keeping.flags.created = made
+    keeping.flags.on_step.append(slowed)
     audit_log.on_checkpoint.append(
         lambda tx, checkpoint: keeping.webhooks.announce(tx, "audit.checkpoint", detail=checkpoint.json)
     )
@@ -81,4 +92,4 @@ def assemble(
     tools = SynapseAdmin(
         db, users, means.devices, rooms, actions, keeping.restrictions, reports.listed, reports.speaker
     )
-    return Acting(actions, persons, reports, [actions, ActRoutes(actions, keeping.restrictions, persons), tools])
+    return Acting(actions, persons, reports, [actions, ActRoutes(actions, keeping, persons), tools])

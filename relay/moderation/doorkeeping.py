@@ -17,10 +17,12 @@ from relay.config.hooks import Hooks as HookSettings
 from relay.db import Database
 from relay.doors import Doors
 from relay.media.files import Store
+from relay.moderation.flags import FlagDoors, Flags
 from relay.moderation.hook_points import Failing, Hook
 from relay.moderation.hooks import HookDoors, Hooks, Plugin
 from relay.moderation.http_hooks import Antispam, HttpHook
 from relay.moderation.integrations import Integrations
+from relay.moderation.policy_lists import PolicyListDoors, PolicyLists
 from relay.moderation.quarantine import Quarantine
 from relay.moderation.restrictions import RestrictionDoors, Restrictions
 from relay.moderation.webhooks import Webhooks
@@ -34,12 +36,17 @@ _AS_SET: dict[str, Failing | None] = {"default": None, "open": "open", "closed":
 
 class Doorkeeping:
     def __init__(
-        self, settings: HookSettings, db: Database, clock: Clock, server_name: str, outside: Posts, anywhere: Posts
+        self, settings: HookSettings, db: Database, clock: Clock, rooms: Rooms, outside: Posts, anywhere: Posts
     ) -> None:
         """`outside` reaches public addresses only, `anywhere` also this machine and private networks. Raises ConfigError."""
         self._db = db
-        self._server_name = server_name
+        self._server_name = server_name = rooms.server_name
         self.restrictions = Restrictions(db, clock)
+        self.flags = Flags(settings.flags, db, clock, rooms)
+        self.lists = PolicyLists(db, rooms, settings.policy_lists)
+        self.restrictions.further.append(self.lists.server_rule)
+        self.lists.on_change.append(self.restrictions.changed)
+        self.lists.on_review.append(self.flags.listed_by_others)
         self.hooks = Hooks(clock)
         for name in settings.plugins:
             self.hooks.add(Plugin(name, loaded(name)))
@@ -51,16 +58,24 @@ class Doorkeeping:
         self._hook_doors = HookDoors(self.hooks, server_name)
         self.webhooks = Webhooks(db, clock, settings.webhooks, outside, anywhere)
         self.integrations = Integrations(db, clock, server_name, settings.integrations)
-        self.parts: list[Part] = [self.restrictions, antispam, self.webhooks, self.integrations]
+        self._hook_doors.is_invited = lambda user_id, room_id: rooms.membership(room_id, user_id) == "invite"
+        self.parts: list[Part] = [self.restrictions, self.lists, antispam, self.webhooks, self.integrations]
 
     @property
     def doors(self) -> list[Doors]:
-        """In the order in which they are asked: what costs nothing first. Without rules none is asked."""
-        return [RestrictionDoors(self.restrictions), *([self._hook_doors] if self.hooks else [])]
+        """In the order in which they are asked: what costs nothing first, and what only looks on last. What is not configured
+        is not there."""
+        doors: list[Doors] = [RestrictionDoors(self.restrictions)]
+        if self.lists:
+            doors.append(PolicyListDoors(self.lists, self._server_name))
+        if self.hooks:
+            doors.append(self._hook_doors)
+        if self.flags:
+            doors.append(FlagDoors(self.flags))
+        return doors
 
-    def finish(self, rooms: Rooms, store: Store) -> Quarantine:
+    def finish(self, store: Store) -> Quarantine:
         """The inspector of uploads."""
-        self._hook_doors.is_invited = lambda user_id, room_id: rooms.membership(room_id, user_id) == "invite"
         quarantine = Quarantine(self._db, self.restrictions, store, self._server_name, [self._hook_doors])
         self._hook_doors.quarantine = quarantine.keep_from_all
         self.parts.append(quarantine)

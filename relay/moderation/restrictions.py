@@ -129,10 +129,9 @@ class Restrictions(Part):
         """ "block", "allow", or None where nobody has decided about this server."""
         if self._names(SERVER_BLOCK).match(server_name):
             return "block"
-        for rule in self.further:
-            if (found := rule(server_name)) is not None:
-                return found
-        return "allow" if self._names(SERVER_ALLOW).match(server_name) else None
+        if self._names(SERVER_ALLOW).match(server_name):
+            return "allow"
+        return next((found for rule in self.further if (found := rule(server_name)) is not None), None)
 
     def refuses(self, server_name: str) -> bool:
         return self.server_rule(server_name) == "block"

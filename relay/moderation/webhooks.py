@@ -239,14 +239,14 @@ class Webhooks(Part):
             for name, (delivered, failed, given_up) in self._counts.items()
         ]
 
-    async def enable_command(self, *, name: str) -> dict[str, Any]:
-        if name not in self._targets:
-            raise NotFound(f"The config names no webhook {name}. It names: {', '.join(self._targets) or 'none'}.")
+    async def enable_command(self, *, webhook: str) -> dict[str, Any]:
+        if webhook not in self._targets:
+            raise NotFound(f"The config names no webhook {webhook}. It names: {', '.join(self._targets) or 'none'}.")
         with self._db.write() as tx:
-            tx.run("DELETE FROM webhooks_off WHERE target = $1", name)
-            tx.after(lambda: self._off.discard(name))
+            tx.run("DELETE FROM webhooks_off WHERE target = $1", webhook)
+            tx.after(lambda: self._off.discard(webhook))
         await tx
-        return {"name": name, "off": False}
+        return {"name": webhook, "off": False}
 
 
 def _wants(target: WebhookTarget, type: str) -> bool:

@@ -1,0 +1,139 @@
+"""The ban lists of others, from policy rooms that somebody of ours is in: applied, shown to the moderators, or ignored.
+
+A list that is applied closes the doors: invites of those it names, rooms it names, and all traffic with servers it names.
+One for review only raises a flag. People of this server are never turned away by somebody else's list: that is for our
+own moderators. A server that they allow by name passes whatever lists say. Lists follow their rooms' state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from relay.config.hooks import PolicyList
+from relay.db import Database
+from relay.doors import OpenDoors
+from relay.errors import Forbidden
+from relay.ids import server_of
+from relay.moderation.policy_rules import TYPES, Bans, Kind
+from relay.part import Part
+from relay.rooms.room import Room
+from relay.rooms.rooms import Rooms
+
+LOOK_AGAIN_SECONDS = 3_600.0
+APPLY, REVIEW, IGNORE = "apply", "review", "ignore"
+
+# What kind of thing, which one, and the room of the list that names it.
+OnMatch = Callable[[Kind, str, str], None]
+
+
+class PolicyLists(Part):
+    def __init__(self, db: Database, rooms: Rooms, lists: Sequence[PolicyList]) -> None:
+        self._db = db
+        self._rooms = rooms
+        self._effects = {one.room_id: one.effect for one in lists}
+        self._bans: dict[str, Bans] = {}
+        self._seen: dict[str, int | None] = {}
+        # Told of what a list for review names, when it comes to a door.
+        self.on_review: list[OnMatch] = []
+        # Told when what the lists say has changed.
+        self.on_change: list[Callable[[], None]] = []
+        self.read_once = asyncio.Event()
+
+    def __bool__(self) -> bool:
+        return any(effect != IGNORE for effect in self._effects.values())
+
+    async def run(self) -> None:
+        """Reads a list anew whenever its room's state has changed."""
+        while self:
+            since = self._db.stable_pos()
+            changed = False
+            for room_id, effect in self._effects.items():
+                changed |= effect != IGNORE and await self._look(room_id)
+            self.read_once.set()
+            if changed:
+                for told in self.on_change:
+                    told()
+            await self._db.bell.wait_line(since, LOOK_AGAIN_SECONDS)
+
+    async def _look(self, room_id: str) -> bool:
+        room = await self._rooms.get(room_id)
+        # Where nobody of ours is, nothing new is heard: what was known holds no longer.
+        now = room.state_nid if room is not None and room.local_joined else None
+        if self._seen.get(room_id, 0) == now:
+            return False
+        self._seen[room_id] = now
+        self._bans[room_id] = await _read(room) if room is not None and now is not None else Bans()
+        return True
+
+    def _named_by(self, effect: str, match: Callable[[Bans], bool]) -> str | None:
+        for room_id, its in self._effects.items():
+            if its == effect and (bans := self._bans.get(room_id)) is not None and match(bans):
+                return room_id
+        return None
+
+    def server_rule(self, server_name: str) -> str | None:
+        """For `Restrictions.further`."""
+        return "block" if self._named_by(APPLY, lambda bans: bans.match_server(server_name)) is not None else None
+
+    def require_user(self, user_id: str) -> None:
+        """Raises Forbidden where a list that is applied names this person."""
+        if self._named_by(APPLY, lambda bans: bans.match_user(user_id)) is not None:
+            raise Forbidden("This server follows a list that bans this person or server.")
+        found = self._named_by(REVIEW, lambda bans: bans.match_user(user_id))
+        if found is not None:
+            self._tell("user", user_id, found)
+
+    def require_room(self, room_id: str) -> None:
+        if self._named_by(APPLY, lambda bans: bans.match("room", room_id)) is not None:
+            raise Forbidden(
+                "This server follows a list that bans this room. Ask its moderators if you think that is a mistake."
+            )
+        found = self._named_by(REVIEW, lambda bans: bans.match("room", room_id))
+        if found is not None:
+            self._tell("room", room_id, found)
+
+    def _tell(self, kind: Kind, subject: str, room_id: str) -> None:
+        for told in self.on_review:
+            told(kind, subject, room_id)
+
+    def listing(self) -> list[dict[str, Any]]:
+        """For the moderators: which lists are followed, with what effect, and how much they say."""
+        return [
+            {
+                "room_id": room_id,
+                "effect": effect,
+                "rules": self._bans[room_id].count if room_id in self._bans else 0,
+                "heard": effect == IGNORE or self._seen.get(room_id) is not None,
+            }
+            for room_id, effect in self._effects.items()
+        ]
+
+
+class PolicyListDoors(OpenDoors):
+    def __init__(self, lists: PolicyLists, server_name: str) -> None:
+        self._lists = lists
+        self._server_name = server_name
+
+    async def invite(self, sender: str, target: str, room_id: str) -> None:
+        self._lists.require_room(room_id)
+        if server_of(sender) != self._server_name:
+            self._lists.require_user(sender)
+
+    async def join(self, user_id: str, room_id: str) -> None:
+        self._lists.require_room(room_id)
+
+    async def knock(self, user_id: str, room_id: str) -> None:
+        self._lists.require_room(room_id)
+
+    async def alias(self, user_id: str, alias: str, room_id: str) -> None:
+        self._lists.require_room(room_id)
+
+    async def publish_room(self, user_id: str, room_id: str) -> None:
+        self._lists.require_room(room_id)
+
+
+async def _read(room: Room) -> Bans:
+    found = await room.state_events([key for key in list(room.entries) if key[0] in TYPES])
+    return Bans((key[0], event.content) for key, event in found.items())

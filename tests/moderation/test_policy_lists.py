@@ -1,0 +1,119 @@
+"""Stories of other people's ban lists: applied at the doors, shown to the moderators, ignored; and what rules may say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.moderation.policy_rules import MAX_RULES, TYPES, Bans
+from tests.moderation.test_actions import SAFETY, takes
+from tests.people import Person, Refused, until
+from tests.town import Town
+
+
+def ban(entity: str, recommendation: str = "m.ban") -> dict[str, Any]:
+    return {"entity": entity, "recommendation": recommendation, "reason": "x"}
+
+
+async def test_a_list_that_is_applied_closes_the_doors(town: Town) -> None:
+    # The room's ID is needed for the config, so the list is kept elsewhere.
+    [keeper] = await town.users("keeper@lists")
+    room = await keeper.creates_room(preset="public_chat", creation_content={"type": "m.space"})
+    review = await keeper.creates_room(preset="public_chat", creation_content={"type": "m.space"})
+    house = await town.relay(
+        "one", f"hooks: {{policy_lists: [{{room_id: '{room}', effect: apply}}, {{room_id: '{review}'}}]}}"
+    )
+    mod, alice = await town.users("mod@one", "alice@one")
+    await house.command("user.admin", user="mod", admin=True)
+    bob, carol, mallory = await town.users("bob@two", "carol@three", "mallory@three")
+
+    async def rules(number: int) -> bool:
+        lists = (await mod.calls("GET", f"{SAFETY}/lists"))["lists"]
+        return [one["rules"] for one in lists] == [number, 0]
+
+    await mod.joins(room, keeper.server)
+    await mod.joins(review, keeper.server)
+    theirs = await mallory.creates_room()
+    await mallory.invites_to(theirs, alice)
+    assert await until(lambda: alice.is_invited_to(theirs)), "before the list names her she may invite"
+    await keeper.sets(room, "m.policy.rule.user", ban(f"@mal*:{mallory.server}"), "rule-1")
+    assert await until(lambda: rules(1)), "the relay follows the list"
+    other = await mallory.creates_room()
+    refused = await mallory.is_refused(mallory.invites_to(other, alice))
+    assert refused.status == 403 and "list" in refused.text, "whom it bans invites nobody here"
+    hers = await carol.creates_room(with_=alice)
+    await keeper.sets(room, "org.matrix.mjolnir.rule.room", ban(hers, "org.matrix.mjolnir.ban"), "rule-2")
+    assert await until(lambda: rules(2)), "older names count as well"
+    await alice.leaves(hers)
+    assert (await alice.is_refused(alice.joins(hers, carol.server))).status == 403, "rooms can be on a list"
+    ours = await bob.creates_room(with_=alice)
+    await keeper.sets(room, "m.policy.rule.server", ban(bob.server), "rule-3")
+    assert await until(lambda: rules(3))
+    assert await alice.does_not_see(await bob.sends(ours)), "a server on an applied list is shut out"
+    await takes(mod, "allow_server", bob.server)
+    assert await alice.sees(await bob.sends(ours)), "our own moderators have the last word"
+    await keeper.sets(room, "m.policy.rule.user", {}, "rule-1")
+    assert await until(lambda: rules(2)), "what is taken off the list counts no longer"
+    assert await until(lambda: invites(mallory, other, alice)), "and the door is open again"
+    await keeper.sets(review, "m.policy.rule.user", ban(carol.id), "rule-1")
+
+    async def flagged() -> bool:
+        third = await carol.creates_room()
+        await carol.invites_to(third, alice)
+        flags = (await mod.calls("GET", f"{SAFETY}/flags"))["flags"]
+        return [(one["rule"], one["subject"]) for one in flags] == [("policy-list", carol.id)]
+
+    assert await until(flagged), "a list for review turns nobody away, and raises a flag"
+
+
+async def invites(person: Person, room: str, other: Person) -> bool:
+    try:
+        await person.invites_to(room, other)
+    except Refused:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("event_type", sorted(TYPES))
+def test_each_name_of_a_rule_counts(event_type: str) -> None:
+    kind = TYPES[event_type]
+    entity = {"user": "@a:x.example", "room": "!r:x.example", "server": "x.example"}[kind]
+    bans = Bans([(event_type, ban(entity))])
+    assert bans.match(kind, entity) and bans.count == 1
+    assert not any(bans.match(other, entity) for other in ("user", "room", "server") if other != kind)
+
+
+def test_patterns_ports_and_what_is_no_ban() -> None:
+    bans = Bans(
+        [
+            ("m.policy.rule.user", ban("@spam*:*")),
+            ("m.policy.rule.server", ban("*.evil.example")),
+            ("m.policy.rule.server", ban("Bad.example")),
+            ("m.policy.rule.user", ban("@fine:x.example", "m.allow")),
+            ("m.policy.rule.user", {"entity": ["@x:y"], "recommendation": "m.ban"}),
+            ("m.policy.rule.user", {}),
+            ("m.room.name", ban("@fine:x.example")),
+        ]
+    )
+    assert bans.count == 3
+    assert bans.match_user("@spammer:any.example") and bans.match_user("@a:deep.evil.example:8448")
+    assert bans.match_server("bad.example:8448") and bans.match_server("BAD.example")
+    assert not bans.match_user("@fine:x.example") and not bans.match_server("evil.example")
+
+
+def test_a_list_is_bounded() -> None:
+    bans = Bans(("m.policy.rule.user", ban(f"@u{n}:x")) for n in range(MAX_RULES + 50))
+    assert bans.count == MAX_RULES
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=8), st.recursive(st.none() | st.text(max_size=9), lambda x: st.lists(x, max_size=3))
+    )
+)
+def test_whatever_stands_in_a_rule_is_read(content: dict[str, Any]) -> None:
+    content.setdefault("recommendation", "m.ban")
+    Bans([("m.policy.rule.user", content)]).match_user("@a:x")
