@@ -161,10 +161,10 @@ class Invites(Part):
         mine = self._rooms.memberships(target).get(room.room_id)
         if event.membership not in ("leave", "ban") or mine is None or mine.membership not in ("invite", "knock"):
             return False
-        # The room's rules can't be asked without its state. An invite is taken back by the server that sent it; and
-        # whoever turns down a knock cites it.
+        # The room's rules can't be asked without its state. An invite is taken back by the one who sent it: of nobody else
+        # we know that he may; and whoever turns down a knock cites it.
         before = await self._rooms.event(mine.event_id)
-        if before is None or (mine.membership == "invite" and event.server != before.event.server):
+        if before is None or (mine.membership == "invite" and event.sender != before.event.sender):
             return False
         if before.id not in event.auth_events or not all(await self._remote.verified([event])):
             return False

@@ -89,6 +89,8 @@ class Joins(Part):
             ("GET", f"{V1}/make_knock/{{roomId}}/{{userId}}", self._make_knock),
             ("PUT", f"{V2}/send_join/{{roomId}}/{{eventId}}", self._send_join),
             ("PUT", f"{V2}/send_leave/{{roomId}}/{{eventId}}", self._send_leave),
+            ("PUT", f"{V1}/send_join/{{roomId}}/{{eventId}}", self._send_join_v1),
+            ("PUT", f"{V1}/send_leave/{{roomId}}/{{eventId}}", self._send_leave_v1),
             ("PUT", f"{V1}/send_knock/{{roomId}}/{{eventId}}", self._send_knock),
         ):
             yield Route(method, path, function, auth="server", limit="federation", serves="federation")
@@ -200,6 +202,14 @@ class Joins(Part):
         room, event = await self._given(request, "leave")
         await self._record(room, event, request.origin)
         return {}
+
+    # The older form of both, which some servers still fall back to: the status once more before the answer.
+
+    async def _send_join_v1(self, request: Request) -> bytes:
+        return b"[200," + await self._send_join(request) + b"]"
+
+    async def _send_leave_v1(self, request: Request) -> bytes:
+        return b"[200," + orjson.dumps(await self._send_leave(request)) + b"]"
 
     async def _send_knock(self, request: Request) -> bytes:
         room, event = await self._given(request, "knock")

@@ -14,6 +14,7 @@ from relay.clock import Clock
 from relay.errors import BadJson, InvalidParam, TooLarge
 from relay.ids import is_server_name
 from relay.part import Part
+from relay.protocol.canonical import encode
 from relay.protocol.signing import SigningKey, sign_json
 from relay.web import Request, Route, get_object
 
@@ -36,8 +37,9 @@ class Notary(Part):
         ):
             yield Route(method, path, function, auth="none", limit="federation", serves="federation")
 
-    async def _own(self, request: Request) -> dict[str, Any]:
-        return self._keyring.own_answer()
+    async def _own(self, request: Request) -> bytes:
+        # In the form that was signed, so that it can be verified without being read and written again.
+        return encode(self._keyring.own_answer())
 
     async def _one(self, request: Request) -> dict[str, Any]:
         server = request.params["serverName"]

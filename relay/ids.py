@@ -100,6 +100,15 @@ def is_event_id(text: object) -> bool:
     return isinstance(text, str) and bool(_EVENT_ID.match(text))
 
 
+def is_old_event_id(text: object) -> bool:
+    """In any form that a room version ever had."""
+    return (
+        isinstance(text, str)
+        and bool(_OLD_EVENT_ID.match(text))
+        and len(text.encode("utf-8", "surrogatepass")) <= MAX_ID_BYTES
+    )
+
+
 def is_alias(text: object) -> bool:
     if (
         not isinstance(text, str)

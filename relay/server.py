@@ -239,7 +239,7 @@ class Server:
         # Rooms.
         appender = Appender(rooms)
         profiles = Profiles(
-            db, users, rooms, doors, remote, open_to_everyone=settings.privacy.profiles_open, any_avatar=seal.open
+            db, users, rooms, doors, remote, open_to_everyone=settings.privacy.profiles_open, seal_open=seal.open
         )
         intake = Intake(remote, seal)
         gaps = Gaps(db, rooms, appender, intake, remote)

@@ -259,7 +259,7 @@ class DeviceLists(Part):
         for room_id in left_rooms:
             if room_id in was_in:
                 went |= await self._members(room_id)
-        came.discard(user_id)
+        # Who comes into a room is told of herself as well: her other devices may not know yet who is in it.
         went.discard(user_id)
         if not (with_changes or came or went):
             return set(), set()

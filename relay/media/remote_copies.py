@@ -15,6 +15,8 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiohttp.multipart import content_disposition_filename, parse_content_disposition
+
 from relay.clock import HOUR, MINUTE, SECOND, Clock
 from relay.config import Media as MediaSettings
 from relay.db import Database, Query, Row
@@ -30,6 +32,7 @@ from relay.tables import Schema, Table
 # How much is looked at before it is decided what a file is.
 LOOK = 64 * 1024
 MAX_FETCHES = 16
+MAX_FILE_NAME = 255
 # So that a slow first reader does not hold up the others.
 WAIT_FOR_COPY = 10.0
 # "Last asked for" is written this coarsely.
@@ -42,6 +45,25 @@ MAX_SHOWN_BYTES = 8 * 1024 * 1024
 SHOWN_FOR = HOUR
 
 
+@dataclass(slots=True, frozen=True)
+class Label:
+    """What its server says of a file; believed, and kept, only where the seal is open."""
+
+    content_type: str | None = None
+    file_name: str | None = None
+
+
+UNLABELLED = Label()
+
+
+@dataclass(slots=True)
+class Kept:
+    """A copy that lies here."""
+
+    reader: Reader
+    label: Label = UNLABELLED
+
+
 @dataclass(slots=True)
 class Passing:
     """A file on its way from its server, of which the first bytes were looked at."""
@@ -51,6 +73,7 @@ class Passing:
     readable: bool
     length: int | None
     rest: AsyncIterator[bytes]
+    label: Label = UNLABELLED
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         if self.first:
@@ -75,6 +98,14 @@ class RemoteCopies(Part):
                         "when it was last asked for, to the hour",
                         "media.remote_retention after it was last asked for",
                     ),
+                    "content_type": (
+                        "as its server says, only where the seal was open",
+                        "media.remote_retention after it was last asked for",
+                    ),
+                    "file_name": (
+                        "as its server says, only where the seal was open",
+                        "media.remote_retention after it was last asked for",
+                    ),
                 },
             ),
         ),
@@ -83,6 +114,10 @@ class RemoteCopies(Part):
             CREATE TABLE remote_media (server TEXT NOT NULL, media_id TEXT NOT NULL, file TEXT NOT NULL, size BIGINT NOT NULL,
                 used_ts BIGINT NOT NULL, PRIMARY KEY (server, media_id));
             CREATE INDEX remote_media_by_use ON remote_media (used_ts)
+            """,
+            """
+            ALTER TABLE remote_media ADD COLUMN content_type TEXT;
+            ALTER TABLE remote_media ADD COLUMN file_name TEXT
             """,
         ),
     )
@@ -105,21 +140,24 @@ class RemoteCopies(Part):
         self._untrimmed_bytes = 0
 
     @asynccontextmanager
-    async def open(self, server: str, media_id: str) -> AsyncIterator[Reader | Passing]:
+    async def open(self, server: str, media_id: str) -> AsyncIterator[Kept | Passing]:
         """A kept copy, or the file on its way. Raises RemoteError, NotFound, ApiError."""
-        reader = await self._kept(server, media_id)
-        if reader is None and (copying := self._copying.get((server, media_id))) is not None:
+        kept = await self._kept(server, media_id)
+        if kept is None and (copying := self._copying.get((server, media_id))) is not None:
             with suppress(TimeoutError):
                 await asyncio.wait_for(copying.wait(), WAIT_FOR_COPY)
-            reader = await self._kept(server, media_id)
-        if reader is not None:
-            with reader:
-                yield reader
+            kept = await self._kept(server, media_id)
+        if kept is not None:
+            with kept.reader:
+                yield kept
             return
         async with self._places:
             fetched = await self._remote.media(server, media_id, self._settings.max_upload_bytes)
             try:
-                yield await self._look(fetched.chunks, fetched.length)
+                passing = await self._look(fetched.chunks, fetched.length)
+                if self._seal.open:
+                    passing.label = Label(fetched.content_type or None, _file_name(fetched.disposition))
+                yield passing
             finally:
                 if isinstance(fetched.chunks, AsyncGenerator):
                     await fetched.chunks.aclose()
@@ -164,7 +202,7 @@ class RemoteCopies(Part):
             if writable:
                 with suppress(StorageFull):
                     await writer.finish()
-                    await self._remember(server, media_id, writer.media_id, writer.size)
+                    await self._remember(server, media_id, writer.media_id, writer.size, passing.label)
                     kept = True
         finally:
             if not kept:
@@ -172,16 +210,20 @@ class RemoteCopies(Part):
             del self._copying[key]
             copied.set()
 
-    async def _remember(self, server: str, media_id: str, file: str, size: int) -> None:
+    async def _remember(self, server: str, media_id: str, file: str, size: int, label: Label) -> None:
         with self._db.write() as tx:
             tx.run(
-                "INSERT INTO remote_media (server, media_id, file, size, used_ts) VALUES ($1, $2, $3, $4, $5) "
-                "ON CONFLICT (server, media_id) DO UPDATE SET file = excluded.file, size = excluded.size, used_ts = excluded.used_ts",
+                "INSERT INTO remote_media (server, media_id, file, size, used_ts, content_type, file_name) "
+                "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (server, media_id) DO UPDATE SET file = excluded.file, "
+                "size = excluded.size, used_ts = excluded.used_ts, content_type = excluded.content_type, "
+                "file_name = excluded.file_name",
                 server,
                 media_id,
                 file,
                 size,
                 self._hour(),
+                label.content_type,
+                label.file_name,
             )
         await tx
         self._untrimmed_bytes += size
@@ -204,11 +246,11 @@ class RemoteCopies(Part):
             return None
         return reader
 
-    async def _kept(self, server: str, media_id: str) -> Reader | None:
+    async def _kept(self, server: str, media_id: str) -> Kept | None:
         row = await self._db.read(_copy, server, media_id)
         if row is None:
             return None
-        file, size, used = row
+        file, size, used, content_type, file_name = row
         reader = await self._open(file, size)
         if reader is not None and used < self._hour():
             with self._db.write() as tx:
@@ -218,7 +260,9 @@ class RemoteCopies(Part):
                     media_id,
                     self._hour(),
                 )
-        return reader
+        if reader is None:
+            return None
+        return Kept(reader, Label(content_type, file_name) if self._seal.open else UNLABELLED)
 
     def _hour(self) -> int:
         now = self._clock.now()
@@ -234,6 +278,11 @@ class RemoteCopies(Part):
             self._shown.move_to_end(key)
             return shown[0], shown[1]
         async with self.open(server, media_id) as found:
+            if isinstance(found, Kept) and self._seal.open and found.reader.size <= MAX_PICTURE:
+                whole = b"".join([block async for block in found.reader.blocks()])
+                if (content_type := picture_type(whole)) is not None:
+                    self._show(key, content_type, whole)
+                    return content_type, whole
             if isinstance(found, Passing) and (content_type := picture_type(found.first)) is not None:
                 body = bytearray()
                 async with aclosing(found.chunks()) as chunks:
@@ -312,6 +361,13 @@ class RemoteCopies(Part):
         return {"remote_media: an encrypted copy": count}, findings
 
 
+def _file_name(header: str | None) -> str | None:
+    """From a Content-Disposition, in either of its forms."""
+    _, params = parse_content_disposition(header)
+    name = content_disposition_filename(params)
+    return name[:MAX_FILE_NAME] if name else None
+
+
 def _may_be_text(head: bytes) -> bool:
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
@@ -322,7 +378,9 @@ def _may_be_text(head: bytes) -> bool:
 
 def _copy(query: Query, server: str, media_id: str) -> Row | None:
     return query.one(
-        "SELECT file, size, used_ts FROM remote_media WHERE server = $1 AND media_id = $2", server, media_id
+        "SELECT file, size, used_ts, content_type, file_name FROM remote_media WHERE server = $1 AND media_id = $2",
+        server,
+        media_id,
     )
 
 

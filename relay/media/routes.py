@@ -23,7 +23,7 @@ from relay.doors import Doors, Inspector
 from relay.errors import ApiError, Forbidden, InvalidParam, LimitExceeded, MissingParam, NotFound, Refused, TooLarge
 from relay.ids import is_opaque, is_server_name
 from relay.media.files import Reader, Store, new_media_id
-from relay.media.remote_copies import LOOK, RemoteCopies
+from relay.media.remote_copies import LOOK, Kept, RemoteCopies
 from relay.media.sending import MAX_FILE_NAME, UNKNOWN_TYPE, send, send_stream
 from relay.media.waiting import MAX_PICTURE, Waiting, picture_type
 from relay.part import Finding, Part
@@ -316,9 +316,11 @@ class Media(Part):
         self, request: Request, server: str, media_id: str, name: str | None
     ) -> web.StreamResponse:
         async with self.copies.open(server, media_id) as found:
-            if isinstance(found, Reader):
-                return await send(request, found.size, found.blocks, UNKNOWN_TYPE, name)
-            content_type = (picture_type(found.first) if found.readable else None) or UNKNOWN_TYPE
+            content_type, name = found.label.content_type or UNKNOWN_TYPE, name or found.label.file_name
+            if isinstance(found, Kept):
+                return await send(request, found.reader.size, found.reader.blocks, content_type, name)
+            if found.readable:
+                content_type = picture_type(found.first) or UNKNOWN_TYPE
             if request.http.method == "HEAD":
                 return await send_stream(request, found.length, found.chunks(), content_type, name)
             async with aclosing(self.copies.keeping(server, media_id, found)) as chunks:

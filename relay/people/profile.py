@@ -74,7 +74,7 @@ class Profiles(Part):
         remote: Remote | None,
         *,
         open_to_everyone: bool,
-        any_avatar: bool = False,
+        seal_open: bool = False,
     ) -> None:
         self._db = db
         self._users = users
@@ -82,7 +82,7 @@ class Profiles(Part):
         self._doors = doors
         self._remote = remote
         self.open_to_everyone = open_to_everyone
-        self._any_avatar = any_avatar
+        self._seal_open = seal_open
         # The server sets it where application services make accounts when they are asked for one.
         self.local_user_exists: Callable[[str], Awaitable[bool]] = users.exists
         # Rewrites the member events of a user; the server sets it to what `rooms` offers.
@@ -149,7 +149,7 @@ class Profiles(Part):
         if self._users.is_local(user_id):
             await self._require_visible(viewer, user_id)
             return await self._local(user_id, field)
-        if viewer is None:
+        if viewer is None and not (self.open_to_everyone and self._seal_open):
             raise Forbidden("Sign in to see the profiles of people on other servers.")
         if self._remote is None:
             raise NotFound("This server does not talk to others, so it can't ask for this profile.")
@@ -186,7 +186,7 @@ class Profiles(Part):
         if field in IN_ROOMS and value == "":
             await self._change(request.user_id, field, None)
             return {}
-        _require_value(field, value, any_avatar=self._any_avatar)
+        _require_value(field, value, any_avatar=self._seal_open)
         await self._doors.profile(request.user_id, field, value)
         if field == "avatar_url" and self.adopt_avatar is not None:
             await self.adopt_avatar(value)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import orjson
 import structlog
 
+from relay.clock import SystemClock
 from relay.db import ChainBroken, Database, Query
 from relay.errors import ApiError, BadEvent, Forbidden, InvalidParam, NotAllowed, NotFound, RemoteError
 from relay.ids import server_of
@@ -30,7 +31,7 @@ from relay.rooms.intake import Intake, sorted_out
 from relay.rooms.room import CREATE, ENCRYPTION, SERVER_ACL, STRIPPED_KEYS, Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.state import StateMap
-from relay.rooms.store import LOCAL, REJECTED, Key
+from relay.rooms.store import REJECTED, Key
 from relay.rooms.whole_state import WholeState
 
 log = structlog.get_logger("afar")
@@ -90,6 +91,7 @@ class Afar:
         self._key = key
         self._server_name = rooms.server_name
         self._whole = WholeState(db, appender, intake)
+        self._clock = SystemClock()
         # Hears of a room whose members are to be fetched; the server sets it to `PartialJoins.begin`.
         self.on_partial: Callable[[str], None] = lambda room_id: None
 
@@ -321,7 +323,8 @@ class Afar:
                         if key[0] != "m.room.member":
                             room.keep(one)
                     note_gaps(tx, room, event.prev_events, event)
-                    self._appender.append(tx, room, event, marks=LOCAL)
+                    # The server that took it passes it on to the others.
+                    self._appender.append(tx, room, event)
                 try:
                     await tx
                     return True
@@ -363,13 +366,34 @@ class Afar:
             servers = [server_of(room.room_id)]
         try:
             others = [s for s in dict.fromkeys(servers) if s != self._server_name]
-            event = await self._leave_through(others[:MAX_SERVERS_LEFT], user_id, room.room_id)
+            event: Event | None = await self._leave_through(others[:MAX_SERVERS_LEFT], user_id, room.room_id)
         except (RemoteError, ApiError):
             log.info("an invite is turned down here only")
-            event = None
+            event = await self._left_here(user_id, room)
         with self._db.write() as tx:
             self._appender.left_afar(tx, room, user_id, event)
         await tx
+
+    async def _left_here(self, user_id: str, room: Room) -> Event | None:
+        """The leave as nobody else will ever see it: for her own clients, which expect an event."""
+        mine = self._rooms.memberships(user_id).get(room.room_id)
+        before = await self._rooms.event(mine.event_id) if mine is not None else None
+        if before is None:
+            return None
+        return events.build(
+            room.version,
+            room_id=room.room_id,
+            type="m.room.member",
+            sender=user_id,
+            content={"membership": "leave"},
+            state_key=user_id,
+            prev_events=[before.id],
+            auth_events=[before.id],
+            depth=min(before.event.depth, room.version.max_depth - 1) + 1,
+            origin_server_ts=self._clock.now(),
+            server_name=self._server_name,
+            key=self._key,
+        )
 
     async def _leave_through(self, servers: Sequence[str], user_id: str, room_id: str) -> Event:
         last: RemoteError | None = None
@@ -393,7 +417,8 @@ class Afar:
                 event = self._signed(server, {**pdu, "content": dict(member)}, template.version)
                 told = await self._remote.send_knock(server, event)
             except RemoteError as error:
-                last = error
+                # A server that forbids it says more than one that does not know the room.
+                last = last if last is not None and last.status == 403 else error
                 continue
             try:
                 told = await self._intake.told(told, template.version, room_id)

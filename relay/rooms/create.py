@@ -32,11 +32,11 @@ MEGOLM = {"algorithm": "m.megolm.v1.aes-sha2"}
 UNENCRYPTED_TYPES = frozenset({"m.space", "m.policy", "support.feline.policy.lists.msc.v1"})
 UNSET = ("m.room.create", "m.room.member")
 
-# join_rule, history_visibility, guest_access. Spec: the presets of createRoom.
-PRESETS = {
+# join_rule, history_visibility, guest_access; guests are forbidden where nothing is said. Spec: the presets of createRoom.
+PRESETS: dict[str, tuple[str, str, str | None]] = {
     "private_chat": ("invite", "shared", "can_join"),
     "trusted_private_chat": ("invite", "shared", "can_join"),
-    "public_chat": ("public", "shared", "forbidden"),
+    "public_chat": ("public", "shared", None),
 }
 
 
@@ -188,7 +188,8 @@ class Creator:
             planned[("m.room.canonical_alias", "")] = {"alias": alias}
         planned[("m.room.join_rules", "")] = {"join_rule": join_rule}
         planned[("m.room.history_visibility", "")] = {"history_visibility": visibility}
-        planned[("m.room.guest_access", "")] = {"guest_access": guests}
+        if guests is not None:
+            planned[("m.room.guest_access", "")] = {"guest_access": guests}
         if ("m.room.power_levels", "") in initial and "power_level_content_override" not in body:
             planned[("m.room.power_levels", "")] = initial.pop(("m.room.power_levels", ""))
         planned.update(initial)

@@ -60,7 +60,16 @@ def finished(made: bytes, room_id: str | None, unsigned: Mapping[str, Any]) -> o
 
 def stripped(event: Event) -> dict[str, Any]:
     """Spec: client-server-api/#stripped-state"""
-    return {"type": event.type, "state_key": event.state_key, "content": event.content, "sender": event.sender}
+    shown: dict[str, Any] = {
+        "type": event.type,
+        "state_key": event.state_key,
+        "content": event.content,
+        "sender": event.sender,
+    }
+    if event.type == "m.room.create":
+        # Since v1.16: clients work out from it who made the room, and by which event.
+        shown |= {"event_id": event.id, "origin_server_ts": event.origin_server_ts}
+    return shown
 
 
 def plain(one: Stored) -> bool:

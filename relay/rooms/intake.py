@@ -140,7 +140,10 @@ class Intake:
         except TimeoutError:
             taken = []
         create = [one for one in parsed if one.key == CREATE]
-        return [_stripped(one.pdu) for one in (*create, *(each.event for each in taken))]
+        return [
+            *({**_stripped(one.pdu), "event_id": one.id, "origin_server_ts": one.origin_server_ts} for one in create),
+            *(_stripped(each.event.pdu) for each in taken),
+        ]
 
 
 def _loaded(raw: bytes | memoryview) -> Any:

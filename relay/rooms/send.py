@@ -13,7 +13,7 @@ from relay.clock import HOUR, Clock
 from relay.db import ChainBroken, Database, IntegrityError, Tx
 from relay.doors import Doors, Dropped
 from relay.errors import ApiError, Forbidden, InvalidParam, NotAllowed
-from relay.ids import is_event_id
+from relay.ids import is_event_id, is_old_event_id
 from relay.protocol import event as events
 from relay.protocol.auth import auth_keys, check
 from relay.protocol.event import Event
@@ -135,7 +135,7 @@ class Sender:
 
         A state event that says what already holds is not sent again. `beside` adds statements to the same write.
         """
-        if redacts is not None and not is_event_id(redacts):
+        if redacts is not None and not (self._seal.open and is_old_event_id(redacts)) and not is_event_id(redacts):
             # Not only a mistake: what stands here is kept in clear.
             raise InvalidParam("What is to be taken back is named by its event ID, which begins with '$'.")
         if sealed:

@@ -29,6 +29,7 @@ MAX_SENT_REMEMBERED = 4096
 
 CREATE = "m.room.create"
 MEMBER = "m.room.member"
+POWER_LEVELS = "m.room.power_levels"
 REDACTION = "m.room.redaction"
 
 # (user, device, transaction ID, endpoint)
@@ -152,6 +153,8 @@ class WriteRoutes(Part):
             )
         if event_type == MEMBER:
             return _event_id(await self._put_member(request.who, room_id, state_key, content, _ts(request)))
+        if event_type == POWER_LEVELS and state_key == "":
+            await self._require_no_creators(room_id, request.user_id, content)
         if event_type == CANONICAL_ALIAS and state_key == "":
             room = await self._rooms.require_joined(room_id, request.user_id)
             await self._directory.check_canonical(room, content)
@@ -159,6 +162,16 @@ class WriteRoutes(Part):
             room_id, sender=request.user_id, type=event_type, content=content, state_key=state_key, ts=_ts(request)
         )
         return _event_id(one.id)
+
+    async def _require_no_creators(self, room_id: str, user_id: str, content: dict[str, Any]) -> None:
+        """Spec: rooms/v12/#authorization-rules: a creator's power has no level. That is a mistake of the request, not a
+        question of power."""
+        room = await self._rooms.require_joined(room_id, user_id)
+        named, create = content.get("users"), await room.event(CREATE, "")
+        if room.version.creators_privileged and create is not None and isinstance(named, dict):
+            creators = {create.sender, *(create.content.get("additional_creators") or ())}
+            if not creators.isdisjoint(named):
+                raise InvalidParam("In this room version creators have no entry in the power levels: leave them out.")
 
     async def _put_member(self, who: Caller, room_id: str, target: str, content: dict[str, Any], ts: int | None) -> str:
         """A membership set as state: the same duties as by its own endpoint."""

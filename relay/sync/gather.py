@@ -140,12 +140,13 @@ class Gather:
         if gone and self.hides_leave is not None and self.hides_leave(ask.user_id, room_id):
             return
         room = await self._rooms.get(room_id)
-        if room is None:
+        if room is None or (gone and mine.forgotten and not await self._sync_rooms.was_there(room, ask.user_id, pos)):
             return
-        if not room.known or (gone and not room.extremities):
-            # An invite that was turned down: there is nothing else to tell.
-            if gone:
-                gathered.left[room_id] = b'{"timeline":{"events":[],"limited":false},"state":{"events":[]}}'
+        if gone and (alone := await self._sync_rooms.left_from_outside(room, mine, ask.user_id)) is not None:
+            # An invite that was turned down, or taken back: there is nothing else to tell.
+            gathered.left[room_id] = alone
+            return
+        if not room.known:
             return
         lazy = filter.room.state.lazy_load_members
         if room.partial is not None and not gone and not lazy:

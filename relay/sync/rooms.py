@@ -265,17 +265,37 @@ class SyncRooms:
 
     async def stripped(self, room: Room, user_id: str) -> list[Any]:
         """What an invited or knocking person may know of the room. Spec: client-server-api/#stripped-state"""
-        if not room.known or (not room.local_joined and not room.entries):
+        if not room.known or not room.local_joined:
             raw = await self._db.read(
                 lambda query: query.value(
                     "SELECT stripped FROM memberships WHERE room_nid = $1 AND user_id = $2", room.nid, user_id
                 )
             )
-            mine = self._rooms.memberships(user_id).get(room.room_id)
-            found = orjson.loads(bytes(raw)) if raw else []
-            events = await room.events([mine.event_id]) if mine is not None else {}
-            return [*found, *(format.stripped(event) for event in events.values())]
+            if raw or not room.known:
+                mine = self._rooms.memberships(user_id).get(room.room_id)
+                found = orjson.loads(bytes(raw)) if raw else []
+                events = await room.events([mine.event_id]) if mine is not None else {}
+                return [*found, *(format.stripped(event) for event in events.values())]
         return stripped_events(await stripped_state(room, user_id))
+
+    async def was_there(self, room: Room, user_id: str, since: int) -> bool:
+        """Whether she was in the room at some time after `since`."""
+        left = (await self._viewing.view(room, user_id)).left_pos
+        return left is not None and left > since
+
+    async def left_from_outside(self, room: Room, mine: Membership, user_id: str) -> bytes | None:
+        """What /sync says of a room that she left without having been in it; None where her leaving is in its timeline."""
+        event = await self._rooms.event(mine.event_id)
+        if event is not None and event.pos is not None:
+            return None
+        if event is None and room.known and room.extremities:
+            return None
+        shown = [] if event is None else [event]
+        events = await format.dressed(
+            self._db, room.version, shown, user_id=user_id, device_id=None, room_id=None, may_relate=False
+        )
+        timeline = orjson.dumps({"events": events, "limited": False})
+        return b'{"timeline":' + timeline + b',"state":{"events":[]},"account_data":{"events":[]}}'
 
     async def visibility(self, room: Room) -> str:
         return str((await room.content(*HISTORY_VISIBILITY)).get("history_visibility", "shared"))

@@ -174,7 +174,9 @@ async def test_who_comes_and_goes_stands_in_the_lists(house: KeyHouse) -> None:
     await house.moves(first, carol.user_id, "join")
     assert (await alice.syncs()).changed == {carol.user_id}, "who joins newly shares an encrypted room"
     heard = await carol.syncs()
-    assert (heard.changed, heard.left) == ({alice.user_id}, set()), "and the one who joined learns who is there"
+    assert (heard.changed, heard.left) == ({alice.user_id, carol.user_id}, set()), (
+        "and the one who joined learns who is there"
+    )
     await house.moves(second, carol.user_id, "join")
     await alice.syncs()
     await house.moves(first, carol.user_id, "leave")
