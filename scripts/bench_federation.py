@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import orjson
 
 from scripts.bench_client import BenchError, Homeserver, Person
+from scripts.bench_ground import Figures, Size, spread
 from scripts.bench_machine import Meter
-from scripts.bench_scenarios import Figures, Size, spread
 
 CROSSING_TIMEOUT_S = 30.0
 CATCH_UP_TIMEOUT_S = 120.0

@@ -27,8 +27,8 @@ import uvloop
 from scripts import bench_federation, bench_relays, bench_report, bench_scenarios
 from scripts.bench_client import BenchError, Homeserver
 from scripts.bench_federation import TwoSides
+from scripts.bench_ground import FULL, QUICK, Bench, Figures, Size
 from scripts.bench_machine import Meter, disk_mb_per_s, python_us
-from scripts.bench_scenarios import FULL, QUICK, Bench, Figures, Size
 
 EXAMPLES = """\
 examples:

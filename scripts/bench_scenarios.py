@@ -11,77 +11,14 @@ import os
 import statistics
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
-from scripts.bench_client import BenchError, Homeserver, Person, random_base64
-from scripts.bench_machine import BLOB_BYTES, Meter
+from scripts.bench_client import BenchError, Person, random_base64
+from scripts.bench_ground import Bench, Figures, Stopwatch, named, spread
+from scripts.bench_machine import BLOB_BYTES
+from scripts.bench_sliding import sliding
 
-Figures = dict[str, float]
 DELIVERY_TIMEOUT_S = 30.0
 SENDERS = 20
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much of each. `quick` proves that everything still works; its figures are no measurement."""
-
-    seconds: float = 8.0
-    warm_up_seconds: float = 2.0
-    pair_messages: int = 200
-    viewers: int = 100
-    viewers_messages: int = 30
-    crowd: int = 500
-    crowd_messages: int = 10
-    rooms: int = 100
-    messages_a_room: int = 10
-    initial_syncs: int = 5
-    empty_syncs: int = 1000
-    devices: int = 100
-    to_device_requests: int = 30
-    key_requests: int = 20
-    uploads: int = 7
-    people_in_all: int = 700
-    remote_pair_messages: int = 200
-    remote_rooms: int = 10
-    remote_members: int = 1000
-
-
-FULL = Size()
-QUICK = Size(
-    seconds=0.3, warm_up_seconds=0.1, pair_messages=5, viewers=3, viewers_messages=2, crowd=4, crowd_messages=2, rooms=3,
-    messages_a_room=2, initial_syncs=2, empty_syncs=5, devices=3, to_device_requests=2, key_requests=2, uploads=2,
-    people_in_all=40, remote_pair_messages=5, remote_rooms=2, remote_members=4,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Bench:
-    homeserver: Homeserver
-    meter: Meter
-    size: Size
-
-
-def spread(seconds: list[float]) -> Figures:
-    """p50, p95 and p99 in milliseconds."""
-    ordered = sorted(seconds)
-    return {f"p{share}_ms": ordered[min(len(ordered) - 1, len(ordered) * share // 100)] * 1e3 for share in (50, 95, 99)}
-
-
-class _Stopwatch:
-    """Clock and CPU time of operations one after the other."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self.took: list[float] = []
-        self._cpu = meter.cpu_s()
-
-    async def time(self, operation: Awaitable[object]) -> None:
-        begun = time.perf_counter()
-        await operation
-        self.took.append(time.perf_counter() - begun)
-
-    def cpu_ms(self) -> float:
-        return (self._meter.cpu_s() - self._cpu) / len(self.took) * 1e3
 
 
 # --- sending
@@ -191,7 +128,7 @@ async def _in_many_rooms(bench: Bench) -> Person:
 
 async def initial(bench: Bench) -> Figures:
     person = await _in_many_rooms(bench)
-    watch = _Stopwatch(bench.meter)
+    watch = Stopwatch(bench.meter)
     size = 0
 
     async def whole() -> None:
@@ -208,7 +145,7 @@ async def initial(bench: Bench) -> Figures:
 async def empty(bench: Bench) -> Figures:
     person = await _in_many_rooms(bench)
     await person.sync()
-    watch = _Stopwatch(bench.meter)
+    watch = Stopwatch(bench.meter)
     for _ in range(bench.size.empty_syncs):
         await watch.time(person.sync())
     return {"cpu_ms": watch.cpu_ms(), **spread(watch.took)}
@@ -227,7 +164,7 @@ async def to_device(bench: Bench) -> Figures:
         "ciphertext": {random_base64(32): {"type": 0, "body": random_base64(680)}},
     }
     body = {"messages": {person.id: {person.device_id: envelope} for person in others}}
-    watch, begun = _Stopwatch(bench.meter), time.perf_counter()
+    watch, begun = Stopwatch(bench.meter), time.perf_counter()
     for number in range(bench.size.to_device_requests):
         await watch.time(sender.call("PUT", f"/v3/sendToDevice/m.room.encrypted/{begun}-{number}", body))
     elapsed, cpu_ms = time.perf_counter() - begun, watch.cpu_ms() / len(others)
@@ -266,24 +203,20 @@ def _one_time_keys(person: Person, number: int) -> dict[str, object]:
 async def keys(bench: Bench) -> Figures:
     asker, *others = await bench.homeserver.people(bench.size.devices + 1)
     uploads = [{"device_keys": _device_keys(person), "one_time_keys": _one_time_keys(person, 50)} for person in others]
-    watch = _Stopwatch(bench.meter)
+    watch = Stopwatch(bench.meter)
     for person, upload in zip(others, uploads, strict=True):
         await watch.time(person.call("POST", "/v3/keys/upload", upload))
-    figures = {"upload_cpu_ms": watch.cpu_ms(), **_named("upload", watch.took)}
+    figures = {"upload_cpu_ms": watch.cpu_ms(), **named("upload", watch.took)}
     wanted = {
         "query": {"device_keys": {person.id: [] for person in others}},
         "claim": {"one_time_keys": {person.id: {person.device_id: "signed_curve25519"} for person in others}},
     }
     for what, body in wanted.items():
-        watch = _Stopwatch(bench.meter)
+        watch = Stopwatch(bench.meter)
         for _ in range(bench.size.key_requests):
             await watch.time(asker.call("POST", f"/v3/keys/{what}", body))
-        figures |= {f"{what}_cpu_ms": watch.cpu_ms(), **_named(what, watch.took)}
+        figures |= {f"{what}_cpu_ms": watch.cpu_ms(), **named(what, watch.took)}
     return figures
-
-
-def _named(what: str, took: list[float]) -> Figures:
-    return {f"{what}_{name}": value for name, value in spread(took).items()}
 
 
 # --- media and memory
@@ -292,7 +225,7 @@ def _named(what: str, took: list[float]) -> Figures:
 async def media(bench: Bench) -> Figures:
     (person,) = await bench.homeserver.people(1)
     blob = os.urandom(BLOB_BYTES)
-    up, down = _Stopwatch(bench.meter), []
+    up, down = Stopwatch(bench.meter), []
     for _ in range(bench.size.uploads):
         begun = time.perf_counter()
         status, answer = await person.requests.request(
@@ -314,8 +247,8 @@ async def media(bench: Bench) -> Figures:
         "up_mb_per_s": size / statistics.median(up.took),
         "down_mb_per_s": size / statistics.median(down),
         "cpu_ms": up.cpu_ms(),
-        **_named("up", up.took),
-        **_named("down", down),
+        **named("up", up.took),
+        **named("down", down),
     }
 
 
@@ -336,6 +269,7 @@ SCENARIOS: dict[str, Callable[[Bench], Awaitable[Figures]]] = {
     "fan500": fan500,
     "initial": initial,
     "empty": empty,
+    "sliding": sliding,
     "to_device": to_device,
     "keys": keys,
     "media": media,

@@ -166,7 +166,10 @@ class DeviceQueues:
         which the bell knows of no message.
         """
         device = (user_id, device_id)
-        if quiet_since is not None and (self._empty_to.get(device) or -1) >= quiet_since:
+        empty_to = self._empty_to.get(device) or -1
+        if quiet_since is not None and empty_to >= quiet_since:
+            if empty_to < upto:  # nothing came up to here, so that the next step need not look either
+                self._empty_to.put(device, upto, self._empty_to.begin(device))
             return [], upto
         ticket = self._empty_to.begin(device)
 
