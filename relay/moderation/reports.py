@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +98,8 @@ class Reports(Part):
         self._outside = tuple(outside)
         self._warned: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._chance = random.SystemRandom()
+        # How much a flag on this person moves the case up the queue, 0 to 100.
+        self.weight: Callable[[str], Awaitable[int]] | None = None
 
     def routes(self) -> Iterable[Route]:
         client = "/_matrix/client/v3"
@@ -176,8 +178,9 @@ class Reports(Part):
         prepared = await self._disclosures.prepare(case.case_id, proof, excluded) if proof is not None else None
         kept = NO_WORDS if not told.words else WORDS_SEALED if sealed is not None else WORDS_NOT_KEPT
         case = replace(case, seen=tuple(seen), words=kept)
+        weight = await self.weight(about) if self.weight is not None and about is not None else 0
         with self._db.write() as tx:
-            self._cases.open(tx, case)
+            self._cases.open(tx, case, weight=weight)
             if sealed is not None:
                 self._envelopes.store(tx, sealed, actor="reporter")
             if prepared is not None and proof is not None:
