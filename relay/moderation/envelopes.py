@@ -222,21 +222,19 @@ class Envelopes(Part):
         excluded = await self._excluded()
         given = {key_id: _wrap(value) for key_id, value in list(wraps.items())[: envelope.MAX_KEYS]}
 
-        def add(query: Query) -> int:
+        added: list[int] = []
+
+        def add(query: Query) -> None:
             row = query.one("SELECT case_id FROM envelopes WHERE envelope_id = $1 AND length(body) > 0", envelope_id)
             if row is None:
                 raise NotFound("There is no such envelope, or it is forgotten.")
-            added = 0
             for key_id, wrap in given.items():
                 if key_id not in counting or counting[key_id].user_id in excluded.get(row[0], ()):
                     raise InvalidParam("A wrap is for a key that may not open this case. Read the list of keys again.")
-                added += query.run(
-                    "INSERT INTO envelope_wraps (envelope_id, key_id, wrap) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-                    envelope_id,
-                    key_id,
-                    wrap,
+                sql = (
+                    "INSERT INTO envelope_wraps (envelope_id, key_id, wrap) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
                 )
-            return added
+                added.append(query.run(sql, envelope_id, key_id, wrap))
 
         with self._db.write() as tx:
             tx.call(add)
@@ -245,7 +243,8 @@ class Envelopes(Part):
                     tx, actor=actor, action="envelope.rewrapped", target=envelope_id, reason_code="new key",
                     detail={"keys": sorted(given)},
                 )  # fmt: skip
-        return int(await tx)
+        await tx
+        return sum(added)
 
     def commands(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         return {"moderator.unwrapped": self.unwrapped, "moderator.rewrap": self._rewrap}
