@@ -124,9 +124,18 @@ class Disclosures(Part):
 
     # --- the twelve checks
 
-    async def verify(self, reporter: str, disclosure: Disclosure, seen: Collection[str] = ()) -> Proof:
-        """`seen`: the events for which V1 was answered when the report arrived. Writes nothing."""
-        return Proof(tuple([await self._item(reporter, item, seen) for item in disclosure.items]))
+    async def verify(
+        self,
+        reporter: str,
+        disclosure: Disclosure,
+        seen: Collection[str] = (),
+        *,
+        about_event: str | None = None,
+        about_user: str | None = None,
+    ) -> Proof:
+        """`seen`: the events for which V1 was answered when the report arrived; `about_…`: what the report names. Writes nothing."""
+        items = tuple([await self._item(reporter, item, seen) for item in disclosure.items])
+        return Proof(items, about_event, about_user)
 
     async def _item(self, reporter: str, item: Item, seen: Collection[str]) -> ProvedItem:
         stored = await self._rooms.event(item.event_id)

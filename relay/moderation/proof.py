@@ -95,17 +95,32 @@ class ProvedItem:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Of a whole disclosure. Its result is that of the first message, which the report is about; the rest is context."""
+    """Of a whole disclosure. Its result is that of the message which the report is about; the rest is context.
+
+    Where the report names an event, that is the one; where it names a person, the first message of hers. A proof of something
+    else proves nothing about these, and counts as none.
+    """
 
     items: tuple[ProvedItem, ...] = ()
+    about_event: str | None = None
+    about_user: str | None = None
+
+    @property
+    def main(self) -> ProvedItem | None:
+        if self.about_event is not None:
+            return self.of(self.about_event)
+        # Of an item that failed at V1 the sender is not known, and not to be told.
+        return next(
+            (one for one in self.items if self.about_user is None or one.sender in (self.about_user, None)), None
+        )
 
     @property
     def result(self) -> Result:
-        return self.items[0].result if self.items else "undisclosed"
+        return self.main.result if self.main is not None else "undisclosed"
 
     @property
     def step(self) -> str | None:
-        return self.items[0].step if self.items else None
+        return self.main.step if self.main is not None else None
 
     @property
     def opened(self) -> tuple[ProvedItem, ...]:

@@ -170,7 +170,9 @@ class Reports(Part):
         )  # fmt: skip
         proof = None
         if told.disclosure is not None:
-            proof = await self._disclosures.verify(reporter, told.disclosure, seen=seen)
+            proof = await self._disclosures.verify(
+                reporter, told.disclosure, seen, about_event=told.event_id, about_user=about
+            )
             seen += [one.event_id for one in proof.items if one.step != "V1" and one.event_id not in seen]
             case = replace(case, disclosure=proof.result)
         excluded = (about,) if about is not None else ()
@@ -302,7 +304,9 @@ class Reports(Part):
                 "A proof is checked against an account that could see the message. Report it from that account."
             )
         await self._require_few_envelopes(case)
-        proof = await self._disclosures.verify(case.reporter, disclosure, seen=case.seen)
+        proof = await self._disclosures.verify(
+            case.reporter, disclosure, case.seen, about_event=case.event_id, about_user=case.user_id
+        )
         prepared = await self._disclosures.prepare(case.case_id, proof, _excluded(case))
         best = rules.better(case.disclosure, proof.result)
         seen = [one.event_id for one in proof.items if one.step != "V1"]

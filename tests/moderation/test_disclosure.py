@@ -91,6 +91,25 @@ async def test_whoever_was_allowed_to_see_it_can_prove_it_and_nobody_else(town: 
     assert (await proved(town, alice, sent, 0, session.prk(1))).step == "V8"
 
 
+async def test_a_proof_of_something_else_proves_nothing(town: Town) -> None:
+    """Else somebody could have a harmless message of another person marked as proved by a vile one of her own."""
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room(with_=bob)
+    hers, his = Session(), Session()
+    harmless = await alice.sends(room, hers.says(room, "good morning"))
+    vile = await bob.sends(room, his.says(room, "something vile"))
+    disclosures = await proving(town)
+    given = disclosure(Item(vile, 0, his.prk(0)), Item(harmless, 0, bytes(32)))
+    about_event = await disclosures.verify(bob.id, given, about_event=harmless, about_user=alice.id)
+    assert (about_event.result, about_event.step) == ("invalid", "V8"), "the message that was reported counts"
+    about_her = await disclosures.verify(bob.id, given, about_user=alice.id)
+    assert about_her.result == "invalid", "and of a reported person only her own"
+    only_his = disclosure(Item(vile, 0, his.prk(0)))
+    for about in ({"about_event": harmless}, {"about_user": alice.id}):
+        assert (await disclosures.verify(bob.id, only_his, **about)).result == "undisclosed"
+    assert (await disclosures.verify(bob.id, only_his)).result == "verified"
+
+
 async def test_history_that_was_closed_to_her_stays_so(town: Town) -> None:
     alice, bob = await town.users("alice@one", "bob@one")
     room = await alice.creates_room(
