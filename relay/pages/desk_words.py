@@ -116,3 +116,23 @@ ENVELOPES = {
 def ground(text: str) -> str:
     kind, _, which = text.partition(":")
     return {"terms": f"Rule of this relay: {which}", "law": f"Law: {which}"}.get(kind, text)
+
+
+OUTCOMES = {"done": "done", "waits": "waits for a second person", "failed": "did not work", "undone": "taken back"}
+VERDICTS = {"upheld": "the decision stands", "reversed": "the decision is taken back"}
+SIDES = {"reporter": "Whoever reported", "subject": "The person decided on"}
+
+STATES_FOR_REPORTERS = {
+    "new": "received", "triaged": "received", "in_review": "a moderator looks at it", "re_review": "the objection is looked at",
+    "awaiting_disclosure": "the moderators would like a proof", "escalated": "waits for advice from outside", "decided": "decided",
+    "appealed": "somebody objected to the decision", "closed": "closed",
+}  # fmt: skip
+PROOFS_FOR_REPORTERS = {
+    "verified": "The proof holds. The moderators can now read these messages.",
+    "verified_remote": "The proof holds. The moderators can now read these messages.",
+    "needs_human": "Something about this proof needs a person to look at it. It was handed in.",
+    "invalid": "This proof does not fit the message. You may have chosen another message or an older key file: try again.",
+    "undisclosed": "No message was opened with this code. Try again.",
+}
+
+MEASURE_NAMES = {name: title for name, (title, _, _) in MEASURES.items()}

@@ -104,7 +104,7 @@ class Frame:
             try:
                 await self._require(who, visit)
                 return await page(request, visit)
-            except _SignInFirst:
+            except SignInFirst:
                 if request.http.method not in ("GET", "HEAD"):
                     return self.redirect(SIGN_IN)
                 return self.redirect(f"{SIGN_IN}?next={quote(_own_path(request), safe='')}")
@@ -127,12 +127,12 @@ class Frame:
         if who == "anybody":
             return
         if not visit.signed_in or (visit.opens == APPEAL and who != "appeal"):
-            raise _SignInFirst
+            raise SignInFirst
         if who == "moderator":
             if not await self.moderates(visit):
                 raise Forbidden("This page is for the moderators of this relay. Ask its operator if you should be one.")
             if not visit.is_fresh(self._clock.now()):
-                raise _SignInFirst
+                raise SignInFirst
 
     async def moderates(self, visit: Visit) -> bool:
         if not visit.signed_in or visit.opens == APPEAL:
@@ -206,7 +206,7 @@ class Frame:
         return f"in {amount_of_time(left)}" if left >= 0 else f"{amount_of_time(-left)} ago"
 
 
-class _SignInFirst(Exception):
+class SignInFirst(Exception):
     pass
 
 

@@ -1,0 +1,205 @@
+"""The desk: the queue of cases by due time, a case with its history, and what a moderator does in it.
+
+Evidence leaves the relay sealed and is opened in the browser (`static/evidence.js`); that it was handed out, and that a file
+was looked at, stands in the audit log. Who reported is not shown: nobody needs to know it to decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from relay.clock import HOUR, Clock
+from relay.db import Database
+from relay.errors import ApiError, InvalidParam, NotFound
+from relay.moderation import case_rules as rules
+from relay.moderation.actions import Actions
+from relay.moderation.audit_log import AuditLog
+from relay.moderation.case_rows import Case
+from relay.moderation.cases import Cases
+from relay.moderation.disclosure import Disclosures
+from relay.moderation.envelopes import Envelopes
+from relay.pages import desk_words
+from relay.pages.desk_decisions import DeskDecisions
+from relay.pages.desk_media import DeskMedia
+from relay.pages.forms import Form
+from relay.pages.frame import HEADERS, Frame
+from relay.pages.visits import Visit
+from relay.part import Part
+from relay.web import Answer, Request, Route
+
+PAGE = "/_relay/desk"
+PAGE_STEP = 50
+MAX_FORM_BYTES = 64 * 1024
+SOON_MS = 6 * HOUR
+SHOWS = (
+    ("open", "Open, by due time"),
+    ("appealed", "Appeals"),
+    ("minor", "Minors"),
+    ("decided", "Decided"),
+    ("closed", "Closed"),
+    ("all", "All, newest first"),
+)
+
+Step = Callable[[Request, Visit, Form, Case], Awaitable[Answer]]
+
+
+class DeskCases(Part):
+    def __init__(
+        self,
+        frame: Frame,
+        db: Database,
+        clock: Clock,
+        cases: Cases,
+        disclosures: Disclosures,
+        envelopes: Envelopes,
+        actions: Actions,
+        audit_log: AuditLog,
+        decisions: DeskDecisions,
+        media: DeskMedia,
+    ) -> None:
+        self._frame = frame
+        self._db = db
+        self._clock = clock
+        self._cases = cases
+        self._disclosures = disclosures
+        self._envelopes = envelopes
+        self._actions = actions
+        self._audit_log = audit_log
+        self._decisions = decisions
+        self._steps: dict[str, Step] = {
+            "take": self._take,
+            "release": self._release,
+            "triage": self._triage,
+            "minor": self._minor,
+            "merge": self._merge,
+            "ask-proof": self._ask_proof,
+            "escalate": self._escalate,
+            "close": self._close,
+            "evidence": self._evidence,
+            "media": media.hand_out,
+            "decide": decisions.decide,
+            "answer-appeal": decisions.answer_appeal,
+        }
+
+    def routes(self) -> Iterable[Route]:
+        frame = self._frame
+        yield Route("GET", PAGE, frame.open_to("moderator", self._queue), auth="none")
+        yield Route("GET", f"{PAGE}/case/{{case_id}}", frame.open_to("moderator", self._case), auth="none")
+        yield Route(
+            "POST", f"{PAGE}/case/{{case_id}}/{{step}}", frame.taking("moderator", self._step), auth="none",
+            max_body=MAX_FORM_BYTES,
+        )  # fmt: skip
+
+    # --- reading
+
+    async def _queue(self, request: Request, visit: Visit) -> Answer:
+        show = request.query.get("show", "open")
+        title = dict(SHOWS).get(show)
+        if title is None:
+            raise InvalidParam("There is no such list of cases. Begin again at the desk.")
+        start = request.query_int("start", 0, high=1_000_000)
+        wanted: dict[str, Any] = {"state": show}
+        if show == "minor":
+            wanted = {"state": "open", "category": "minor"}
+        elif show == "all":
+            wanted = {"state": None}
+        rows, total = await self._cases.queue(actor=visit.user_id, start=start, limit=PAGE_STEP, **wanted)
+        now = self._clock.now()
+        warnings = []
+        if not await self._envelopes.can_seal():
+            warnings.append(
+                "There are fewer than two moderator keys, so nobody's words and no proof can be kept. Make them: relay moderator add"
+            )
+        return await self._frame.page(
+            request, visit, "desk_queue.html", rows=rows, total=total, start=start, step=PAGE_STEP, show=show, shows=SHOWS,
+            title=title, words=desk_words, now=now, soon=now + SOON_MS, warnings=warnings,
+        )  # fmt: skip
+
+    async def _case(self, request: Request, visit: Visit) -> Answer:
+        case = await self._cases.for_moderator(request.params["case_id"], visit.user_id)
+        now = self._clock.now()
+        about = case.user_id or ""
+        envelopes = await self._envelopes.of_case(case.case_id)
+        return await self._frame.page(
+            request, visit, "desk_case.html", case=case, words=desk_words, now=now, open=case.is_open,
+            overdue=case.due_ts < now, proofs=await self._disclosures.of_case(case.case_id),
+            envelopes=[one for one in envelopes if not one.get("forgotten")], joined=await self._cases.same_as(case.case_id),
+            history=await self._cases.history(case.case_id),
+            strikes=len(await self._actions.strikes(about)) if about else 0,
+            **await self._decisions.shown(case, visit.user_id),
+        )  # fmt: skip
+
+    # --- what a moderator does
+
+    async def _step(self, request: Request, visit: Visit, form: Form) -> Answer:
+        step = self._steps.get(request.params["step"])
+        if step is None:
+            raise NotFound("The desk does not know this step. Load the case again.")
+        return await step(
+            request, visit, form, await self._cases.for_moderator(request.params["case_id"], visit.user_id)
+        )
+
+    def _back(self, case: Case) -> web.Response:
+        return self._frame.redirect(f"{PAGE}/case/{case.case_id}")
+
+    async def _take(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
+        return self._back(await self._cases.take(case.case_id, visit.user_id, version_of(form)))
+
+    async def _release(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
+        return self._back(await self._cases.release(case.case_id, visit.user_id, version_of(form)))
+
+    async def _triage(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
+        category = rules.require_category(form.text("category", 20))
+        return self._back(await self._cases.triage(case.case_id, visit.user_id, version_of(form), category=category))
+
+    async def _minor(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
+        """At once, whoever has the case and whatever has changed in it meanwhile."""
+        await self._cases.triage(case.case_id, visit.user_id, category="minor", state=rules.ESCALATED)
+        return self._back(case)
+
+    async def _ask_proof(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
+        await self._cases.triage(case.case_id, visit.user_id, version_of(form), state=rules.AWAITING)
+        return self._back(case)
+
+    async def _escalate(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
+        await self._cases.triage(case.case_id, visit.user_id, version_of(form), state=rules.ESCALATED)
+        return self._back(case)
+
+    async def _close(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
+        return self._back(await self._cases.close(case.case_id, visit.user_id, version_of(form)))
+
+    async def _merge(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
+        text = form.required("into", 20, "the number of the other case").removeprefix("No.").strip()
+        other = await self._cases.by_number(int(text)) if text.isascii() and text.isdigit() and len(text) < 16 else None
+        if other is None:
+            raise NotFound("There is no case of this number. The queue shows the numbers.")
+        await self._cases.merge(case.case_id, other.case_id, visit.user_id, version_of(form))
+        return self._back(other)
+
+    async def _evidence(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
+        envelopes = await self._envelopes.of_case(case.case_id)
+        with self._db.write() as tx:
+            self._audit_log.record(
+                tx, actor=visit.user_id, action="evidence.handed_out", target=case.case_id, reason_code="opened",
+                case_id=case.case_id,
+            )  # fmt: skip
+        await tx
+        answer: dict[str, Any] = {"case_id": case.case_id, "envelopes": envelopes}
+        if form.text("as", 10) != "file":
+            return answer
+        return web.Response(
+            body=orjson.dumps(answer, option=orjson.OPT_INDENT_2), content_type="application/json",
+            headers={**HEADERS, "Content-Disposition": f'attachment; filename="case-{case.number}.json"'},
+        )  # fmt: skip
+
+
+def version_of(form: Form) -> int:
+    """The version that the moderator looked at."""
+    text = form.text("version", 20)
+    if not (text.isascii() and text.isdigit()):
+        raise ApiError("This form is not whole. Load the case again, and send it once more.")
+    return int(text)
