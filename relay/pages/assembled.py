@@ -11,12 +11,18 @@ from relay.db import Database
 from relay.doors import Doors
 from relay.limits import Limits
 from relay.moderation.assembled import Moderation
+from relay.moderation.disclosure import HeldMedia
 from relay.moderation.restrictions import Restrictions
 from relay.pages.contact import ContactPages
+from relay.pages.desk_cases import DeskCases
+from relay.pages.desk_decisions import DeskDecisions
+from relay.pages.desk_figures import DeskFigures
 from relay.pages.desk_keys import DeskKeys
 from relay.pages.desk_log import DeskLog
 from relay.pages.desk_measures import DeskMeasures
+from relay.pages.desk_media import DeskMedia
 from relay.pages.frame import Entry, Frame
+from relay.pages.report_pages import ReportPages
 from relay.pages.signing_in import SigningIn
 from relay.pages.visits import Visits
 from relay.part import Part
@@ -47,26 +53,55 @@ def assemble(
     links: ContactLinks,
     moderation: Moderation,
     restrictions: Restrictions,
+    held_media: HeldMedia,
     public_base_url: str | None,
 ) -> Pages:
     visits = Visits(db, clock)
     frame = Frame(visits, clock, users.server_name, public_base_url)
+    frame.is_moderator = moderation.proving.keys.is_moderator
     account.on_password_changed.append(visits.end_all)
     account.on_deactivated.append(lambda tx, user_id, erase: visits.end_all(tx, user_id))
-    frame.menu.append(Entry("/_relay/", "Account", ""))
+    frame.menu += [
+        Entry("/_relay/", "Account", ""),
+        Entry("/_relay/contact", "Contact", "Who may invite you, invites that wait, and your contact links."),
+        Entry("/_relay/appeal", "Decisions", "What moderators decided about you, and how to object."),
+        Entry("/_relay/desk", "Desk", "Reports, decisions and measures of the moderators.", for_moderators=True),
+    ]
     signing_in = SigningIn(frame, users, doors, limits)
-    frame.menu.append(
-        Entry("/_relay/contact", "Contact", "Who may invite you, invites that wait, and your contact links.")
+    signing_in.may_appeal = moderation.casework.appeals.may_appeal
+    casework = moderation.casework
+    reports = ReportPages(frame, casework.links, casework.reports, casework.appeals, moderation.proving.envelopes)
+    return Pages(
+        frame,
+        visits,
+        (
+            visits,
+            signing_in,
+            ContactPages(frame, gate, links),
+            reports,
+            *_desk(frame, db, clock, users, moderation, restrictions, held_media),
+        ),
     )
-    contact = ContactPages(frame, gate, links)
-    frame.menu.append(
-        Entry("/_relay/desk", "Desk", "Reports, decisions and measures of the moderators.", for_moderators=True)
-    )
-    keys = moderation.proving.keys
-    frame.is_moderator = keys.is_moderator
-    desk = (
-        DeskLog(frame, moderation.audit_log),
-        DeskKeys(frame, clock, keys),
-        DeskMeasures(frame, moderation.acting.actions, restrictions, users),
-    )
-    return Pages(frame, visits, (visits, signing_in, contact, *desk))
+
+
+def _desk(
+    frame: Frame,
+    db: Database,
+    clock: Clock,
+    users: Users,
+    moderation: Moderation,
+    restrictions: Restrictions,
+    held_media: HeldMedia,
+) -> tuple[Part, ...]:
+    proving, acting, casework = moderation.proving, moderation.acting, moderation.casework
+    audit_log = moderation.audit_log
+    return (
+        DeskCases(
+            frame, db, clock, casework.cases, proving.disclosures, proving.envelopes, acting.actions, audit_log,
+            DeskDecisions(frame, users, casework.decisions, casework.appeals), DeskMedia(db, audit_log, held_media),
+        ),
+        DeskMeasures(frame, acting.actions, restrictions, users),
+        DeskLog(frame, audit_log),
+        DeskFigures(frame, clock, casework.transparency),
+        DeskKeys(frame, clock, proving.keys),
+    )  # fmt: skip

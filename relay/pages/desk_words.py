@@ -93,18 +93,15 @@ PROOFS_EXPLAINED = {
 }
 
 
-def action(word: str) -> str:
-    """A word of the audit log, as a person reads it."""
-    stem, dot, measure = word.partition(".")
-    if dot and measure in MEASURES and stem in ("undo", "asked", "confirmed", "cancelled"):
-        what = MEASURES[measure][0].lower()
-        return {
-            "undo": "Took back: {}",
-            "asked": "Asked for: {}",
-            "confirmed": "Confirmed: {}",
-            "cancelled": "Cancelled: {}",
-        }[stem].format(what)
-    return MEASURES[word][0] if word in MEASURES else word.replace(".", " ").replace("_", " ").capitalize()
+HAPPENED = {
+    "report.created": "Report came in", "report.added": "Reporter added something", "report.answered": "Reporter wrote more",
+    "case.taken": "Taken", "case.released": "Given back", "case.sorted": "Sorted", "case.closed": "Closed",
+    "case.joined": "Joined to another case", "decided": "Decided", "appeal.filed": "Objection", "appeal.upheld": "Appeal answered: stands",
+    "appeal.reversed": "Appeal answered: taken back", "appeal.same_person": "Appeal answered by the same person",
+    "envelope.sealed": "Sealed", "evidence.handed_out": "Evidence opened", "media.handed_out": "File looked at",
+    "keys.changed": "List of keys changed",
+}  # fmt: skip
+MOVES = {"undo": "Took back: {}", "asked": "Asked for: {}", "confirmed": "Confirmed: {}", "cancelled": "Cancelled: {}"}
 
 
 ENVELOPES = {
@@ -136,3 +133,5 @@ PROOFS_FOR_REPORTERS = {
 }
 
 MEASURE_NAMES = {name: title for name, (title, _, _) in MEASURES.items()}
+
+VERDICTS_DONE = {"upheld": "as decided", "reversed": "what was done is lifted"}

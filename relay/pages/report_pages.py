@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from relay.errors import ApiError, Forbidden, NotFound
+from relay.ids import server_of
 from relay.moderation import case_rules as rules
 from relay.moderation.appeals import Appeals
 from relay.moderation.case_rows import WORDS_NOT_KEPT, Case
@@ -111,6 +112,7 @@ class ReportPages(Part):
             request, visit, "report.html", case=case, receipt=link.purpose == "receipt", at=request.http.rel_url.raw_path.rsplit("/proof", 1)[0],
             cards=orjson.dumps(cards, option=orjson.OPT_INDENT_2).decode() if cards else "",
             taken_back=await self._reports.taken_back(link, user_id), words=desk_words,
+            elsewhere=user_id is not None and case.user_id is not None and server_of(case.user_id) != self._frame.server_name,
             not_kept=case.words == WORDS_NOT_KEPT, can_seal=await self._envelopes.can_seal(),
             decisions=await self._decided(link, user_id), expires_ts=link.expires_ts, **shown,
         )  # fmt: skip

@@ -30,4 +30,5 @@ async function compare() {
   }
 }
 
+document.querySelector(".tabs [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
 if (document.getElementById("log-warning")) compare();

@@ -70,6 +70,8 @@ async function open() {
   }
   say(failed.join(" "), "warn");
   if (!failed.length) says.hidden = true;
+  // So that the page's keys work again.
+  opened.focus();
 }
 
 function send(step, fields = {}) {
@@ -89,7 +91,7 @@ function show(envelope, plaintext) {
     const words = value && typeof value === "object" ? Object.entries(value).filter(([, v]) => typeof v === "string" && v) : [["", text]];
     const box = element("div", { class: "opened" }, element("p", { class: "small" }, kindOf(envelope.kind)));
     for (const [name, said] of words) {
-      if (name) box.append(element("p", { class: "small" }, name.replace(/_/g, " ")));
+      if (name && words.length > 1) box.append(element("p", { class: "small" }, name.replace(/_/g, " ")));
       box.append(element("div", { class: "said" }, said));
       texts.push(said);
     }
