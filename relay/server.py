@@ -396,7 +396,8 @@ class Server:
             contact_gate,
             contact_links,
             moderation,
-            keeping.restrictions,
+            keeping,
+            media.held,
             settings.public_base_url,
         )
         self._parts += pages.parts

@@ -12,12 +12,13 @@ from relay.doors import Doors
 from relay.limits import Limits
 from relay.moderation.assembled import Moderation
 from relay.moderation.disclosure import HeldMedia
-from relay.moderation.restrictions import Restrictions
+from relay.moderation.doorkeeping import Doorkeeping
 from relay.pages.contact import ContactPages
 from relay.pages.desk_cases import DeskCases
 from relay.pages.desk_decisions import DeskDecisions
 from relay.pages.desk_figures import DeskFigures
 from relay.pages.desk_keys import DeskKeys
+from relay.pages.desk_lists import DeskLists
 from relay.pages.desk_log import DeskLog
 from relay.pages.desk_measures import DeskMeasures
 from relay.pages.desk_media import DeskMedia
@@ -52,7 +53,7 @@ def assemble(
     gate: ContactGate,
     links: ContactLinks,
     moderation: Moderation,
-    restrictions: Restrictions,
+    keeping: Doorkeeping,
     held_media: HeldMedia,
     public_base_url: str | None,
 ) -> Pages:
@@ -79,7 +80,7 @@ def assemble(
             signing_in,
             ContactPages(frame, gate, links),
             reports,
-            *_desk(frame, db, clock, users, moderation, restrictions, held_media),
+            *_desk(frame, db, clock, users, moderation, keeping, held_media),
         ),
     )
 
@@ -90,7 +91,7 @@ def _desk(
     clock: Clock,
     users: Users,
     moderation: Moderation,
-    restrictions: Restrictions,
+    keeping: Doorkeeping,
     held_media: HeldMedia,
 ) -> tuple[Part, ...]:
     proving, acting, casework = moderation.proving, moderation.acting, moderation.casework
@@ -100,7 +101,8 @@ def _desk(
             frame, db, clock, casework.cases, proving.disclosures, proving.envelopes, acting.actions, audit_log,
             DeskDecisions(frame, users, casework.decisions, casework.appeals), DeskMedia(db, audit_log, held_media),
         ),
-        DeskMeasures(frame, acting.actions, restrictions, users),
+        DeskMeasures(frame, acting.actions, keeping.restrictions, users),
+        DeskLists(frame, keeping.lists),
         DeskLog(frame, audit_log),
         DeskFigures(frame, clock, casework.transparency),
         DeskKeys(frame, clock, proving.keys),

@@ -135,3 +135,13 @@ PROOFS_FOR_REPORTERS = {
 MEASURE_NAMES = {name: title for name, (title, _, _) in MEASURES.items()}
 
 VERDICTS_DONE = {"upheld": "as decided", "reversed": "what was done is lifted"}
+
+
+def action(word: str) -> str:
+    """A word of the audit log, as a person reads it."""
+    stem, dot, measure = word.partition(".")
+    if dot and measure in MEASURES and stem in MOVES:
+        return MOVES[stem].format(MEASURES[measure][0].lower())
+    if word in MEASURES:
+        return MEASURES[word][0]
+    return HAPPENED.get(word) or word.replace(".", " ").replace("_", " ").capitalize()

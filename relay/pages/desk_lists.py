@@ -1,0 +1,23 @@
+"""The desk's page of ban lists that this relay follows: from the config, with what each says and does. Changed in relay.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from relay.moderation.policy_lists import PolicyLists
+from relay.pages.frame import Frame
+from relay.pages.visits import Visit
+from relay.part import Part
+from relay.web import Answer, Request, Route
+
+
+class DeskLists(Part):
+    def __init__(self, frame: Frame, lists: PolicyLists) -> None:
+        self._frame = frame
+        self._lists = lists
+
+    def routes(self) -> Iterable[Route]:
+        yield Route("GET", "/_relay/desk/lists", self._frame.open_to("moderator", self._page), auth="none")
+
+    async def _page(self, request: Request, visit: Visit) -> Answer:
+        return await self._frame.page(request, visit, "desk_lists.html", lists=self._lists.listing())
