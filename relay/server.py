@@ -354,7 +354,7 @@ class Server:
         self._parts += [
             self._sync, self._sliding, *keeping.parts,
             *appservices.deliver(
-                bell, rooms, to_device, published, one_time_keys, sync_rooms.stripped, receipts, typing, presence
+                bell, rooms, directory, to_device, published, one_time_keys, sync_rooms.stripped, receipts, typing, presence
             ),
         ]  # fmt: skip
 

@@ -119,7 +119,9 @@ class Users(Part):
             localpart = random_string(GENERATED_LOCALPART_LENGTH).lower()
         if localpart.startswith("@") and localpart.endswith(self._suffix):
             localpart = localpart[1 : -len(self._suffix)]
-        localpart = localpart.lower()
+        if not reserved:
+            # People may write their names as they like; a service has to know its own exactly.
+            localpart = localpart.lower()
         if not is_localpart(localpart):
             raise InvalidUsername(
                 "A user name consists of the letters a-z, digits and . _ = - / + only. Take another one."

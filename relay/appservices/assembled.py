@@ -17,6 +17,7 @@ from relay.appservices.asking import Asking
 from relay.appservices.delivery import Delivery
 from relay.appservices.networks import Networks
 from relay.appservices.registration import Registration
+from relay.appservices.room_lists import RoomLists
 from relay.appservices.services import ServiceDoors, Services
 from relay.appservices.transaction import Teller
 from relay.appservices.whereabouts import Whereabouts
@@ -68,6 +69,7 @@ class Appservices:
         self,
         bell: Bell,
         rooms: Rooms,
+        directory: Directory,
         to_device: ToDevice,
         published: Published,
         one_time_keys: OneTimeKeys,
@@ -88,7 +90,9 @@ class Appservices:
             partial(Whereabouts, rooms=rooms), teller, rooms.departed,
         )  # fmt: skip
         self.services.heard_from = delivery.heard_from
-        return [self.asking, Networks(self.services, self.asking, self._clock), delivery]
+        lists = RoomLists(self.services, self._db, rooms)
+        directory.of_networks = lists.listed
+        return [self.asking, Networks(self.services, self.asking, self._clock), lists, delivery]
 
     async def prepare(self) -> None:
         """Before anybody is answered."""

@@ -15,11 +15,12 @@ import orjson
 
 from relay.appservices.asking import APP, QUERY_SECONDS, Asking
 from relay.appservices.registration import Registration
+from relay.appservices.room_lists import instance_id
 from relay.appservices.services import Services
 from relay.clock import MINUTE, SECOND, Clock
-from relay.errors import NotFound, RemoteError
+from relay.errors import BadJson, NotFound, RemoteError
 from relay.part import Part
-from relay.web import Answer, Request, Route
+from relay.web import Answer, Request, Route, require_shallow
 
 THIRD_PARTY = "/_matrix/client/v3/thirdparty"
 KEPT_SECONDS = 10 * MINUTE / SECOND
@@ -66,7 +67,7 @@ class Networks(Part):
                 continue
             instances = said.get("instances")
             shown = [
-                {**instance, "instance_id": f"{one.id}|{instance['network_id']}"}
+                {**instance, "instance_id": instance_id(one.id, instance["network_id"])}
                 for instance in (instances if isinstance(instances, list) else [])[:MAX_INSTANCES]
                 if isinstance(instance, dict) and isinstance(instance.get("network_id"), str)
             ]
@@ -101,6 +102,8 @@ class Networks(Part):
         legacy = APP.replace("/v1", "/unstable") + path
         try:
             status, said = await self._asking.say(one, "GET", path, legacy=legacy, timeout=QUERY_SECONDS)
-            return orjson.loads(said) if status == 200 else None
-        except (RemoteError, orjson.JSONDecodeError):
+            answer = orjson.loads(said) if status == 200 else None
+            require_shallow(answer)
+        except (RemoteError, BadJson, orjson.JSONDecodeError):
             return None
+        return answer

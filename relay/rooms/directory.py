@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from relay.clock import Clock
-from relay.db import Database, IntegrityError, Query
+from relay.db import Database, IntegrityError, Query, Row
 from relay.doors import Doors
 from relay.errors import ApiError, Forbidden, InvalidParam, MissingToken, NotAllowed, NotFound, RemoteError
 from relay.ids import is_alias, is_room_id, is_server_name, server_of
@@ -28,7 +28,7 @@ from relay.rooms.rooms import Rooms
 from relay.rooms.send import Sender
 from relay.rooms.store import Key
 from relay.rooms.viewing import Viewing
-from relay.web import Answer, Caller, Request, Route, get_object, get_optional_string, get_string
+from relay.web import Answer, Caller, Request, Route, get_bool, get_object, get_optional_string, get_string
 
 CANONICAL_ALIAS = "m.room.canonical_alias"
 MAX_ALIASES_NAMED = 50
@@ -78,6 +78,8 @@ class Directory(Part):
         # not make it), and whether one has just made an address that was not known.
         self.owned_by_service: Callable[[Caller, str], bool] | None = None
         self.asks_services: Callable[[str], Awaitable[bool]] | None = None
+        # The rooms that services list for a network, or for all of them.
+        self.of_networks: Callable[[Query, str | None], list[str]] | None = None
         # Dropped when a room is published or withdrawn (rows of `rooms`), and by its age.
         self._list: _List | None = None
 
@@ -293,20 +295,42 @@ class Directory(Part):
             raise InvalidParam("The limit is a whole number above 0.")
         since = get_optional_string(body, "since")
         wanted = get_object(body, "filter", {})
+        network = get_optional_string(body, "third_party_instance_id") or None
+        everything = get_bool(body, "include_all_networks", False)
+        if network is not None and everything:
+            raise InvalidParam(
+                "Ask for one network with third_party_instance_id, or for all with include_all_networks."
+            )
         if server is None or server == self._server_name:
-            return await self.public_rooms(limit, since, wanted)
+            return await self.public_rooms(limit, since, wanted, network=network, everything=everything)
         if not is_server_name(server):
             raise InvalidParam(f"{server!r} is not a server name.")
         asked: dict[str, Any] = {"limit": min(limit, MAX_PAGE), "filter": wanted}
+        if network is not None or everything:
+            asked |= {"include_all_networks": everything} if everything else {"third_party_instance_id": network}
         return await self._remote.public_rooms(server, asked if since is None else {**asked, "since": since})
 
     async def public_rooms_here(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """What another server asks of our list, by the body of the standard's request."""
         return await self._public_rooms_of(None, dict(body))
 
-    async def public_rooms(self, limit: int, since: str | None, filter: Mapping[str, Any]) -> dict[str, Any]:
-        """A page of the published rooms of this server, those with most members first. Also what other servers get."""
-        entries = [one for one in await self._published() if _wanted(one, filter)]
+    async def public_rooms(
+        self,
+        limit: int,
+        since: str | None,
+        filter: Mapping[str, Any],
+        *,
+        network: str | None = None,
+        everything: bool = False,
+    ) -> dict[str, Any]:
+        """A page of the published rooms of this server, those with most members first. Also what other servers get.
+
+        `network` names the list of a service's network instead, `everything` adds those of all networks.
+        """
+        listed = await self._published() if network is None else []
+        if network is not None or everything:
+            listed = _together(listed, await self._db.read(self._of_networks, network))
+        entries = [one for one in listed if _wanted(one, filter)]
         begin = 0
         if since is not None:
             backwards, place = _page_token(since)
@@ -321,6 +345,12 @@ class Directory(Part):
             answer["prev_batch"] = _token_text("p", page[0])
         return answer
 
+    def _of_networks(self, query: Query, network: str | None) -> list[dict[str, Any]]:
+        rooms = self.of_networks(query, network) if self.of_networks is not None else []
+        return _summaries(
+            query, [row for room_id in rooms for row in query.all(f"{_LISTED} AND r.room_id = $1", room_id)]
+        )
+
     async def _published(self) -> list[dict[str, Any]]:
         known, now = self._list, self._clock.monotonic()
 
@@ -328,7 +358,7 @@ class Directory(Part):
             row = query.one("SELECT count(*), max(nid) FROM rooms WHERE published = 1") or (0, 0)
             if known is not None and known.published == row and now - known.made <= LIST_KEPT_SECONDS:
                 return None
-            return _List(sorted(_summaries(query), key=_order), row, now)
+            return _List(sorted(_summaries(query, _published(query)), key=_order), row, now)
 
         self._list = await self._db.read(fresh) or known
         return self._list.entries if self._list is not None else []
@@ -346,15 +376,26 @@ def _aliases_in(content: Mapping[str, Any], *, strict: bool = True) -> list[str]
     return [str(one) for one in named]
 
 
-def _summaries(query: Query) -> list[dict[str, Any]]:
-    """What the directory says of each published room that somebody here is in. In a reader's thread."""
-    rows = query.all(
-        "SELECT r.nid, r.room_id, r.version, r.state_nid, "
-        "(SELECT count(*) FROM memberships m WHERE m.room_nid = r.nid AND m.membership = 'join') FROM rooms r "
-        "WHERE r.published = 1 AND r.state_nid IS NOT NULL AND EXISTS (SELECT 1 FROM memberships o "
-        "WHERE o.room_nid = r.nid AND o.local = 1 AND o.membership = 'join') ORDER BY r.nid LIMIT $1",
-        MAX_PUBLISHED,
-    )
+# Only rooms that somebody here is in: of others the state may be an old one.
+_LISTED = (
+    "SELECT r.nid, r.room_id, r.version, r.state_nid, "
+    "(SELECT count(*) FROM memberships m WHERE m.room_nid = r.nid AND m.membership = 'join') FROM rooms r "
+    "WHERE r.state_nid IS NOT NULL AND EXISTS (SELECT 1 FROM memberships o "
+    "WHERE o.room_nid = r.nid AND o.local = 1 AND o.membership = 'join')"
+)
+
+
+def _published(query: Query) -> list[Row]:
+    return query.all(f"{_LISTED} AND r.published = 1 ORDER BY r.nid LIMIT $1", MAX_PUBLISHED)
+
+
+def _together(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each room once, in the list's order."""
+    return sorted({entry["room_id"]: entry for entry in (*one, *other)}.values(), key=_order)
+
+
+def _summaries(query: Query, rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """What the directory says of each of these rooms. In a reader's thread."""
     found = []
     for nid, room_id, version, state_nid, joined in rows:
         at = state.lookup(query, nid, [state_nid], _KEYS).get(state_nid, {})

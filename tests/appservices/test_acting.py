@@ -22,6 +22,8 @@ async def test_a_service_acts_for_the_users_of_its_namespace(town: Town, hires: 
     alice = await town.user("alice@one")
     stranger = await bridge.is_refused(bridge.acts(alice.id, "GET", "account/whoami"))
     assert (stranger.status, stranger.errcode) == (403, "M_FORBIDDEN"), "nobody else can be acted for"
+    loud = {"type": SERVICE, "username": "_bridge_Tom", "inhibit_login": True}
+    assert (await bridge.is_refused(bridge.calls("POST", "register", loud))).errcode == "M_INVALID_USERNAME"
     outside = {"type": SERVICE, "username": "carol", "inhibit_login": True}
     assert (await bridge.is_refused(bridge.calls("POST", "register", outside))).errcode == "M_EXCLUSIVE"
 

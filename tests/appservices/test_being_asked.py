@@ -82,6 +82,27 @@ async def test_clients_learn_of_other_networks(town: Town, hires: Hires) -> None
     assert (await alice.is_refused(alice.calls("GET", "thirdparty/protocol/gitter"))).errcode == "M_NOT_FOUND"
 
 
+async def test_a_network_has_a_list_of_rooms_of_its_own(town: Town, hires: Hires) -> None:
+    bridge = await hires(protocols=["irc"])
+    alice = await town.user("alice@one")
+    listed = (await bridge.calls("POST", "createRoom", {"preset": "public_chat"}))["room_id"]
+    public = (await bridge.calls("POST", "createRoom", {"preset": "public_chat", "visibility": "public"}))["room_id"]
+    where = path("directory", "list", "appservice", "net", listed)
+    refused = await alice.is_refused(alice.calls("PUT", where, {"visibility": "public"}))
+    assert refused.errcode == "M_FORBIDDEN", "only services keep such lists"
+    await bridge.calls("PUT", where, {"visibility": "public"})
+
+    async def shown(**asked: object) -> set[str]:
+        return {one["room_id"] for one in (await alice.calls("POST", "publicRooms", asked))["chunk"]}
+
+    assert await shown() == {public}, "the server's own list is another one"
+    assert await shown(third_party_instance_id="bridge|net") == {listed}
+    assert await shown(include_all_networks=True) == {listed, public}
+    assert await shown(third_party_instance_id="bridge|other") == set()
+    await bridge.calls("PUT", where, {"visibility": "private"})
+    assert await shown(third_party_instance_id="bridge|net") == set()
+
+
 def _written(folder: Path, **changed: object) -> Path:
     import yaml
 
