@@ -15,7 +15,7 @@ from mautrix.client.state_store import MemoryStateStore
 from mautrix.crypto import MemoryCryptoStore, OlmMachine
 from mautrix.crypto import StateStore as CryptoStateStore
 from mautrix.errors import EncryptionError, SessionNotFound
-from mautrix.types import EventType, Membership, MessageType, TextMessageEventContent
+from mautrix.types import EventType, LoginType, Membership, MessageType, TextMessageEventContent
 
 from tests.people import Json
 from tests.town import House, free_port
@@ -46,7 +46,9 @@ class _Encryption(CryptoStateStore):
 
 
 class Bot:
-    def __init__(self, name: str = "echo") -> None:
+    def __init__(self, name: str = "echo", *, signs_in: bool = False) -> None:
+        """`signs_in`: it gets its device by m.login.application_service, as older bridges do, not by MSC4190."""
+        self.signs_in = signs_in
         self.name = name
         self.port = free_port()
         self.heard: list[tuple[str, str]] = []
@@ -97,7 +99,18 @@ class Bot:
         self.az.device_list_handler = self.crypto.handle_as_device_lists
         self.az.to_device_handler = self.crypto.handle_as_to_device_event
         self.az.matrix_event_handler(self._event)
-        await self.client.create_device_msc4190(device_id="", initial_display_name="Echo bot")
+        if self.signs_in:
+            flows = await self.client.get_login_flows()
+            assert flows.supports_type(LoginType.APPSERVICE), "the relay says that services may sign in"
+            await self.client.login(
+                login_type=LoginType.APPSERVICE,
+                device_name="Echo bot",
+                device_id=None,
+                store_access_token=True,
+                update_hs_url=False,
+            )
+        else:
+            await self.client.create_device_msc4190(device_id="", initial_display_name="Echo bot")
         await self.crypto.load()
         await self.crypto.share_keys()
         await self.az.ping_self(txn_id="hello")

@@ -19,9 +19,9 @@ from tests.appservices.mautrix_bot import Bot
 
 
 class Scene:
-    def __init__(self, town: Town) -> None:
+    def __init__(self, town: Town, *, signs_in: bool) -> None:
         self.town = town
-        self.bot = Bot()
+        self.bot = Bot(signs_in=signs_in)
         self.everybody: list[Nio] = []
 
     async def begins(self) -> None:
@@ -39,9 +39,9 @@ class Scene:
         return one
 
 
-@pytest.fixture
-async def scene(town: Town) -> AsyncIterator[Scene]:
-    scene = Scene(town)
+@pytest.fixture(params=[False, True], ids=["with_a_device_of_its_own", "signed_in"])
+async def scene(town: Town, request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
+    scene = Scene(town, signs_in=request.param)
     await scene.begins()
     try:
         yield scene
