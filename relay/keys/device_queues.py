@@ -7,6 +7,7 @@ a hundred; then a mark says up to which one, and the answer's token stands for t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ import orjson
 
 from relay.accounts.devices import Devices
 from relay.db import Database, Query, Row, Tx
+from relay.ids import server_of
 from relay.keys.kept import Kept
 from relay.part import SyncAsk, SyncShare
 from relay.tables import Table
@@ -23,6 +25,10 @@ ALL_DEVICES = "*"
 
 MAX_PER_ANSWER = 100
 MAX_QUEUES_KEPT = 20_000
+# Of a device that takes nothing any more, or is flooded.
+MAX_WAITING = 10_000
+MAX_WAITING_BYTES = 32 * 2**20
+TRIM_EVERY = 500
 MAX_DEVICES_KEPT = 20_000
 
 # {user: {device or *: content as JSON}}
@@ -72,6 +78,7 @@ class DeviceQueues:
         self._devices = devices
         # Up to which pos a device's queue is known to be empty. Nothing is ever inserted behind a committed pos.
         self._empty_to: Kept[tuple[str, str], int] = Kept(MAX_QUEUES_KEPT)
+        self._since_trim: dict[tuple[str, str], int] = {}
         # Devices that exist; dropped by `device_deleted`.
         self._known: Kept[tuple[str, str], bool] = Kept(MAX_DEVICES_KEPT)
 
@@ -109,6 +116,9 @@ class DeviceQueues:
                     elif device_id in known:
                         found.append((user_id, device_id, pos, sender, event_type, content))
             query.many(_INSERT, found)
+            for user_id, device_id, *_ in (*sure, *found):
+                if self._grown((user_id, device_id)):
+                    _trim(query, user_id, device_id)
             reached.update(row[0] for row in found)
 
         def learn() -> None:
@@ -116,12 +126,20 @@ class DeviceQueues:
                 if (user_id, device_id) in tickets:
                     self._known.put((user_id, device_id), True, tickets[(user_id, device_id)])
 
-        tx.call(insert)
         if sure:
             tx.many(_INSERT, sure)
+        tx.call(insert)
         tx.after(learn)
         if local:
             tx.ring(reached, TOPIC)
+
+    def _grown(self, device: tuple[str, str]) -> bool:
+        """Whether it is time to look how long a queue has become. In the database thread alone."""
+        count = self._since_trim.get(device, 0) + 1
+        if len(self._since_trim) >= MAX_QUEUES_KEPT:
+            self._since_trim.clear()
+        self._since_trim[device] = count % TRIM_EVERY
+        return count >= TRIM_EVERY
 
     async def changes(self, ask: SyncAsk, share: SyncShare) -> None:
         device = (ask.user_id, ask.device_id)
@@ -279,3 +297,24 @@ _INSERT = (
     "INSERT INTO to_device_messages (user_id, device_id, pos, sender, type, content) VALUES ($1, $2, $3, $4, $5, $6)"
 )
 _CLEAR = "DELETE FROM to_device_messages WHERE user_id = $1 AND device_id = $2"
+
+
+def _trim(query: Query, user_id: str, device_id: str) -> None:
+    """A queue that is too long loses the oldest messages of whichever server has most of it: a flood sweeps away itself."""
+    rows = query.all(
+        "SELECT pos, sender, length(content) FROM to_device_messages WHERE user_id = $1 AND device_id = $2 ORDER BY pos",
+        user_id,
+        device_id,
+    )
+    count, size = len(rows), sum(row[2] for row in rows)
+    if count <= MAX_WAITING and size <= MAX_WAITING_BYTES:
+        return
+    of_server: dict[str, deque[tuple[int, int]]] = {}
+    for pos, sender, length in rows:
+        of_server.setdefault(server_of(sender), deque()).append((pos, length))
+    doomed = []
+    while count > MAX_WAITING or size > MAX_WAITING_BYTES:
+        pos, length = max(of_server.values(), key=len).popleft()
+        doomed.append((user_id, device_id, pos))
+        count, size = count - 1, size - length
+    query.many("DELETE FROM to_device_messages WHERE user_id = $1 AND device_id = $2 AND pos = $3", doomed)

@@ -143,6 +143,8 @@ class RemoteLists(Part):
             if not content.get("deleted") and content.get("keys"):
                 keys = _device(content["keys"], user_id, str(device_id))
             follows = known.held and bool(known.stream) and bool(previous) and all(p == known.stream for p in previous)
+            if len(known.devices) >= MAX_DEVICES and str(device_id) not in known.devices:
+                follows = False  # asked for anew when it is needed, and cut there
             self._tickets.pop(user_id, None)
             with self._db.write() as tx:
                 pos = tx.pos()

@@ -39,6 +39,8 @@ MAX_SERVERS_ASKED = 3
 MAX_FETCHED_ONE_BY_ONE = 200
 MAX_STATE_ASKS = 3
 MAX_BACKFILL = 100
+# An event cites a few, which rest on those that made the room what it is; nearly all of these are here.
+MAX_CITED = 2_000
 MAX_TRIES = 3
 # Outliers in one write, so that nobody else's waits long for it.
 OUTLIERS_AT_ONCE = 500
@@ -190,7 +192,11 @@ class Gaps:
 
     def _askable(self, origin: str, room: Room, event: Event) -> list[str]:
         """Who may know about an event: who gave it, who made it, and whoever has most people in the room."""
-        named = dict.fromkeys([origin, event.server, *room.largest_servers(MAX_SERVERS_ASKED + 1)])
+        servers = room.servers
+        # Strangers to the room are not let have its members asked about what they made up.
+        at_home = origin in servers or event.server in servers
+        others = room.largest_servers(MAX_SERVERS_ASKED + 1) if at_home else []
+        named = dict.fromkeys([origin, event.server, *others])
         return [server for server in named if server != self._server_name][:MAX_SERVERS_ASKED]
 
     async def _cited(self, origin: str, room: Room, event: Event) -> None:
@@ -201,7 +207,8 @@ class Gaps:
         for server in self._askable(origin, room, event):
             try:
                 chain = await self._remote.event_auth(server, room.room_id, event.id)
-                taken = await self._intake.take(chain[:MAX_STATE_EVENTS], room.version, room.room_id)
+                given = await self._intake.parsed_aside(chain[:MAX_STATE_EVENTS], room.version, room.room_id)
+                taken = await self._intake.verified(await self._rested_on(server, unknown, given))
             except RemoteError:
                 continue
             await self.keep_outliers(room, taken)
@@ -209,6 +216,23 @@ class Gaps:
             if not unknown:
                 return
         raise RemoteError(origin, 0, "it did not give the events that authorise this one")
+
+    async def _rested_on(self, server: str, unknown: Sequence[str], given: Sequence[Event]) -> list[Event]:
+        """Of a whole auth chain what the unknown ones rest on and is not here yet. Raises RemoteError for more than any room
+        needs: whoever sends events can make up as many as she likes."""
+        by_id = {one.id: one for one in given}
+        known = await self._numbers(list(by_id))
+        needed: dict[str, Event] = {}
+        waiting = list(unknown)
+        while waiting:
+            one = by_id.get(waiting.pop())
+            if one is None or one.id in needed or one.id in known:
+                continue
+            needed[one.id] = one
+            if len(needed) > MAX_CITED:
+                raise RemoteError(server, 200, f"the event rests on more than {MAX_CITED} that are not known here")
+            waiting += one.auth_events
+        return list(needed.values())
 
     async def _unknown(self, room: Room, event_ids: Collection[str]) -> list[str]:
         asked = [e for e in event_ids if room.kept(e) is None]

@@ -69,6 +69,14 @@ class Intake:
                 found.setdefault(event.id, event)
         return list(found.values())
 
+    async def parsed_aside(
+        self, pdus: Sequence[Any], version: RoomVersion, room_id: str, *, limits: bool = True
+    ) -> list[Event]:
+        """The same; many of them in a thread."""
+        if len(pdus) <= FEW:
+            return self.parsed(pdus, version, room_id, limits=limits)
+        return await asyncio.to_thread(self.parsed, pdus, version, room_id, limits=limits)
+
     async def verified(self, given: Sequence[Event]) -> list[Taken]:
         """Those with all their signatures, in the form that we keep."""
         if not given:
@@ -92,9 +100,9 @@ class Intake:
         return Taken(kept, STUB if decision == "stub" else 0, redacts)
 
     async def take(
-        self, pdus: Iterable[Any], version: RoomVersion, room_id: str, *, limits: bool = True
+        self, pdus: Sequence[Any], version: RoomVersion, room_id: str, *, limits: bool = True
     ) -> list[Taken]:
-        return await self.verified(self.parsed(pdus, version, room_id, limits=limits))
+        return await self.verified(await self.parsed_aside(pdus, version, room_id, limits=limits))
 
     # --- what is told of a room
 

@@ -132,7 +132,9 @@ class Receiver:
 
     async def _has_to_wait(self, origin: str, room_id: str, taken: Taken, error: RemoteError) -> str | None:
         log.info("an event has to wait for what it builds on", event_id=taken.event.id, server=error.server)
-        if self.keep_for_later is not None and await self.keep_for_later(origin, room_id, taken):
+        room = self._rooms.loaded(room_id)
+        at_home = room is not None and (origin in room.servers or taken.event.server in room.servers)
+        if at_home and self.keep_for_later is not None and await self.keep_for_later(origin, room_id, taken):
             return None
         return "What this event builds on could not be fetched."
 
@@ -262,6 +264,9 @@ class Receiver:
                 if facts.placed:
                     return _ACCEPTED, None
             log.info("refused an event", event_id=event.id, outcome=verdict.outcome, rule=verdict.rule)
+            if verdict.outcome == "rejected" and not facts.cited and event.server not in room.servers:
+                # Nobody who is in the room can have built on it: it costs an outsider's server no space here.
+                return verdict, None
             return verdict, self._set_aside(room, taken, verdict, at, facts)
         marks, target, levels = taken.marks | (AFTER_GAP if gap is not None and gap.missing else 0), None, None
         if event.type == "m.room.redaction" and create is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ import pytest
 from aiohttp import web
 
 from federation.addresses import AddressRule, SrvRecord
+from federation.backoff import Backoff
+from federation.connections import Connections
 from federation.discovery import Discovery
 from federation.outward import Outward, tls_context
 from relay.clock import HOUR, MINUTE
+from relay.doors import OpenDoors
 from relay.errors import RemoteError
+from relay.protocol.signing import SigningKey
 from tests.federation.neighbours import Authority, Listening, Names, TestClock, two_servers
 
 FED, OLD = "_matrix-fed._tcp.", "_matrix._tcp."
@@ -244,3 +249,72 @@ async def test_a_connection_is_used_again_only_under_the_name_it_was_proven_for(
         with pytest.raises(RemoteError, match=r"meant for two\.test;"):
             # The other side is reached, and says that it has another name than this one without a port.
             await one.connections.send("two.test", "POST", "/_matrix/federation/v1/echo", {})
+
+
+class Inner:
+    """A machine inside: whoever connects to it has gone where nobody may lead us."""
+
+    def __init__(self) -> None:
+        self.callers = 0
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._called, "127.0.0.2", 0)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+
+    async def _called(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.callers += 1
+        writer.close()
+
+    async def stop(self) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+
+class OnlyFirst(AddressRule):
+    """As the real rule is for the world: one address is outside, every other inside."""
+
+    def allows(self, text: str) -> bool:
+        return text == "127.0.0.1"
+
+
+@pytest.mark.parametrize("way", ["literal", "name", "service", "redirect", "rebinding"])
+async def test_nobody_leads_us_to_a_machine_inside(tmp_path: Path, way: str) -> None:
+    site, inner = Site(tmp_path), Inner()
+    await inner.start()
+    await site.listening.start()
+    site.names.hosts["inside.test"] = ("127.0.0.2",)
+    site.outward._rule = OnlyFirst()
+    target = "inside.test"
+    if way == "literal":
+        site.answer = {"m.server": f"127.0.0.2:{inner.port}"}
+    elif way == "name":
+        site.answer = {"m.server": f"inside.test:{inner.port}"}
+    elif way == "service":
+        site.names.services[FED + "h.test"] = (
+            SrvRecord(1, 1, target, inner.port),
+            SrvRecord(2, 1, "127.0.0.2", inner.port),
+        )
+    elif way == "redirect":
+        where = f"https://127.0.0.2:{inner.port}/.well-known/matrix/server"
+        site.answer = lambda request: web.Response(status=302, headers={"Location": where})
+    else:
+        site.names.hosts["h.test"] = ("127.0.0.2", "127.0.0.1")
+        site.answer = {"m.server": f"h.test:{inner.port}"}
+    clock = site.clock
+    connections = Connections(
+        "one.test",
+        SigningKey.generate("a"),
+        site.discovery,
+        site.outward,
+        Backoff(clock, least=1, most=1),
+        OpenDoors(),
+        timeout=2.0,
+    )
+    try:
+        with pytest.raises(RemoteError):
+            await connections.get("h.test", "/_matrix/federation/v1/version")
+        assert inner.callers == 0, "no connection was made to it"
+    finally:
+        await site.listening.stop()
+        await site.outward.close()
+        await inner.stop()

@@ -1,7 +1,7 @@
 """A throw-away server of another make: a key, a certificate of the town's authority, and a hand that signs whatever it is told.
 
 It proves who it is as the standard asks, joins a room, and then says things that no decent server would. What it is asked
-for it does not know, apart from its key and from what a story puts into `holds`.
+for it does not know, apart from its key and from what a story puts into `holds`: JSON, bytes, or a function that makes one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Stranger:
         await self._http.close()
         await self._runner.cleanup()
 
-    async def _answers(self, http: web.BaseRequest) -> web.Response:
+    async def _answers(self, http: web.BaseRequest) -> web.StreamResponse:
         self.asked.append(http.path)
         body = await http.read()
         if http.path == "/_matrix/key/v2/server":
@@ -73,6 +73,10 @@ class Stranger:
             return web.json_response({"pdus": {}})
         for start, held in self.holds.items():
             if http.path.startswith(start):
+                if callable(held):
+                    held = await held(http, body)
+                    if isinstance(held, web.StreamResponse):
+                        return held
                 return (
                     web.Response(body=held, content_type="application/json")
                     if isinstance(held, bytes)
