@@ -338,15 +338,15 @@ def _text(value: object) -> str | None:
 
 
 def _check_format(pdu: dict[str, Any], version: RoomVersion, limits: bool) -> None:
-    _short_text(pdu, "type")
-    if not is_user_id(_short_text(pdu, "sender")):
+    _short_text(pdu, "type", version)
+    if not is_user_id(_short_text(pdu, "sender", version)):
         raise BadEvent("sender", "the sender is not a user ID")
     # That a create event of version 12 has no room ID is an authorization rule (1.2), so one with it is read here.
     nameless = "room_id" not in pdu and _names_its_room(pdu, version)
-    if not nameless and not is_room_id(_short_text(pdu, "room_id")):
+    if not nameless and not is_room_id(_short_text(pdu, "room_id", version)):
         raise BadEvent("room_id", "the room ID does not begin with '!'")
     if "state_key" in pdu:
-        _short_text(pdu, "state_key")
+        _short_text(pdu, "state_key", version)
     if not isinstance(pdu.get("content"), dict):
         raise BadEvent("content", "the content is not an object")
     _check_integer(pdu, "depth", 0, version.max_depth)
@@ -361,11 +361,12 @@ def _check_format(pdu: dict[str, Any], version: RoomVersion, limits: bool) -> No
         raise BadEvent("signatures", "the signatures are not an object of objects")
 
 
-def _short_text(pdu: dict[str, Any], name: str) -> str:
+def _short_text(pdu: dict[str, Any], name: str, version: RoomVersion) -> str:
     value = pdu.get(name)
     if not isinstance(value, str):
         raise BadEvent(name, f"{name} is not a string")
-    if len(value.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+    length = len(value.encode("utf-8", "surrogatepass")) if version.strict_lengths else len(value)
+    if length > MAX_ID_BYTES:
         raise BadEvent(name, f"{name} is longer than {MAX_ID_BYTES} bytes")
     return value
 

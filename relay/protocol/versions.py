@@ -15,6 +15,8 @@ class RoomVersion:
     event_id_urlsafe: bool = True
     strict_json: bool = True
     max_depth: int = 2**53 - 1
+    # IDs, types and state keys of 255 bytes at most; before version 11 others counted characters, and such events are about.
+    strict_lengths: bool = True
     redacts_in_content: bool = True
     room_id_is_create: bool = True
     # Signatures: the key must have been valid at origin_server_ts.
@@ -49,6 +51,7 @@ _V11 = replace(_V12, name="11", room_id_is_create=False, creators_privileged=Fal
 _V10 = replace(
     _V11,
     name="10",
+    strict_lengths=False,
     redacts_in_content=False,
     create_creator=True,
     redact_keeps_origin=True,

@@ -133,14 +133,26 @@ class Afar:
         may_be_joined: MayBeJoined,
         ask_first: bool,
     ) -> tuple[str, Event] | None:
-        # Asked beside the template, it costs no time of its own, and spares a room in clear a join and a leave.
-        asked = asyncio.create_task(self._summarised(server, room_id))
-        try:
+        summary: _Summary | None = None
+        if ask_first:
+            # Asked beside the template, it costs no time of its own, and spares a room in clear a join and a leave.
+            asked = asyncio.create_task(self._summarised(server, room_id))
+            try:
+                template = await self._remote.make("join", server, room_id, user_id)
+                await asyncio.wait([asked], timeout=SUMMARY_SECONDS)
+            finally:
+                asked.cancel()
+            summary = asked.result() if asked.done() and not asked.cancelled() else None
+        else:
             template = await self._remote.make("join", server, room_id, user_id)
-            await asyncio.wait([asked], timeout=SUMMARY_SECONDS if ask_first else SIZE_SECONDS)
-        finally:
-            asked.cancel()
-        summary = asked.result() if asked.done() and not asked.cancelled() else None
+            depth = template.pdu.get("depth")
+            if type(depth) is not int or depth >= MANY_MEMBERS:
+                # It may have many members; each of them came by an event of their own.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(SIZE_SECONDS):
+                        summary = await self._summarised(server, room_id)
+            else:
+                summary = _Summary(False, None, depth)
         if ask_first and summary is not None and not may_be_joined(room_id, summary.encrypted, summary.room_type):
             raise Forbidden(NOT_ENCRYPTED)
         pdu = self._checked_template(server, template, room_id, user_id, "join")

@@ -102,12 +102,19 @@ class Gaps:
             return None
         self._require_hope(*((room.nid, e) for e in missing))
         try:
-            await self._earlier(origin, room, event, missing, receiver)
+            told = await self._earlier(origin, room, event, missing, receiver)
             missing = await self._unplaced(room, event.prev_events)
+            if not missing:
+                await self._cited(origin, room, event)
+                return None
+            if told:
+                # It gave something, and not what its event builds on: what it would say of the state is worth no more.
+                raise RemoteError(origin, 0, "it does not give what its event builds on")
+            room = await self._whole_room(room)
+            before = await self._state_before(origin, room, event)
+            # The state's events, and those that authorise them, are most of what the event may cite.
             await self._cited(origin, room, event)
-            if missing:
-                room = await self._whole_room(room)
-            return Gap(await self._state_before(origin, room, event), missing) if missing else None
+            return Gap(before, missing)
         except RemoteError:
             self._give_up(*((room.nid, e) for e in missing))
             raise
@@ -152,15 +159,18 @@ class Gaps:
             raise RemoteError(self._server_name, 0, "the event builds on one of another room")
         return unplaced
 
-    async def _earlier(self, origin: str, room: Room, event: Event, missing: Sequence[str], receiver: Receiver) -> None:
-        """get_missing_events, a few times, each further back: what lies between what we have and this event."""
+    async def _earlier(self, origin: str, room: Room, event: Event, missing: Sequence[str], receiver: Receiver) -> bool:
+        """get_missing_events, a few times, each further back: what lies between what we have and this event. Whether the
+        server answered, and with nothing of use."""
         found: dict[str, Taken] = {}
         latest = [event.id]
+        useless = False
         for _ in range(MAX_ROUNDS):
             try:
                 pdus = await self._remote.missing_events(
                     origin, room.room_id, list(room.extremities)[:MISSING_ASKED], latest, MISSING_ASKED, 0
                 )
+                useless = useless or bool(pdus)
                 taken = await self._intake.take(pdus[:MISSING_ASKED], room.version, room.room_id)
                 fresh = [one for one in taken if one.event.id not in found and one.event.id != event.id]
                 found.update((one.event.id, one) for one in fresh if room.acl.allows(one.event.server))
@@ -168,6 +178,7 @@ class Gaps:
                 still = set(await self._unplaced(room, wanted - found.keys()))
             except RemoteError as error:
                 log.info("missing events are not to be had", room_id=room.room_id, server=error.server)
+                useless = useless or error.status == 200
                 break
             latest = [one.event.id for one in fresh if not still.isdisjoint(one.event.prev_events)][:MISSING_ASKED]
             if not latest:
@@ -179,16 +190,18 @@ class Gaps:
                     continue
                 lacking = await self._unplaced(room, earlier.prev_events)
                 gap = None
-                await self._cited(origin, room, earlier)
                 if lacking:
-                    # The gap is wider than what was given: here it begins, and what follows is whole.
+                    # The gap is wider than what was given: here it begins, and what follows is whole. The state's events
+                    # and those that authorise them are most of what it cites.
                     if asks >= MAX_STATE_ASKS:
                         continue
                     asks += 1
                     gap = Gap(await self._state_before(origin, room, earlier), lacking)
+                await self._cited(origin, room, earlier)
                 await receiver.place(origin, room.room_id, found[earlier.id], gap)
             except RemoteError:
                 log.info("an earlier event could not be placed", event_id=earlier.id, server=origin)
+        return useless and not found
 
     def _askable(self, origin: str, room: Room, event: Event) -> list[str]:
         """Who may know about an event: who gave it, who made it, and whoever has most people in the room."""

@@ -101,11 +101,13 @@ class Members:
                 [
                     *via,
                     *await self._afar.inviters(room_id, user_id),
-                    *([server_of(room_id)] if server_of(room_id) else []),
+                    # Who names servers knows better than the room's ID, whose server may have left long ago.
+                    *([server_of(room_id)] if server_of(room_id) and not via else []),
                 ]
             )
         )
-        if room is not None:
+        # What we knew of a room when the last of us left it is worth less than what she says.
+        if room is not None and (room.local_joined or not via):
             servers += [s for s in room.servers if s not in servers]
         return [s for s in servers if s != self._server_name]
 
