@@ -8,6 +8,7 @@ import asyncio
 import errno
 import gc
 import os
+import resource
 import signal
 import ssl
 import sys
@@ -39,6 +40,8 @@ class OperatorError(Exception):
 
 def serve(data_dir: Path, server_name: str | None, port: int | None, *, program: str) -> int:
     """Runs the relay until SIGTERM or SIGINT. Raises OperatorError where it can't start."""
+    # A crash must not write to disk what is in memory: disclosed messages, the keys that open them.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     done = folder.make(data_dir)
     with control.locked(data_dir):
         prepared = folder.prepare(data_dir, server_name, Listener() if port is None else Listener(port=port))

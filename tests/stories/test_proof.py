@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import resource
 import sys
 
 from relay.moderation import megolm
@@ -64,6 +65,11 @@ async def test_from_the_report_to_the_moderators_own_machine(town: Town) -> None
     assert any(why in json.dumps(one) for one in opened), "and the reporter's own words are sealed beside it"
     for file in (saved, key):
         file.unlink()
+
+    assert one.process is not None
+    if sys.platform == "linux":
+        soft_and_hard = resource.prlimit(one.process.pid, resource.RLIMIT_CORE)
+        assert soft_and_hard == (0, 0), "no core dump writes its memory to a disk"
 
     def found() -> list[str]:
         files = [*one.files(), *two.files(), *town.folder.glob("*.log")]
