@@ -203,15 +203,6 @@ class Keyring(Part):
             self._threads.shutdown(wait=False)
             self._threads = None
 
-    def forget_server(self, query: Query, server: str) -> int:
-        return sum(
-            query.run(sql, of)
-            for sql, of in (
-                ("DELETE FROM server_keys WHERE server = $1", server),
-                ("DELETE FROM server_key_answers WHERE server = $1", server),
-            )
-        )
-
     # --- what is known
 
     def _of(self, server: str) -> _Server:

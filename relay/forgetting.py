@@ -1,7 +1,7 @@
 """`relay server forget NAME`: what came from another server, and waits to go there, is removed, part by part.
 
-To keep it from coming back the operator puts the server on `federation.deny` as well. Not forgotten: what moderators decided
-and keep as evidence, and in the rooms' rules whatever makes them go on. Runs while no relay does.
+To keep it from coming back the operator puts the server on `federation.deny` as well. Not forgotten: what was reported, while its
+case lasts, the server's public keys, which prove it, and in the rooms' rules whatever makes them go on. Runs while no relay does.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from relay.rooms import forgetting
 
 
 class Forgetting:
-    def __init__(self, server_name: str, db: Database, parts: Sequence[Part]) -> None:
+    def __init__(self, server_name: str, db: Database, parts: Sequence[Part], frozen: forgetting.Frozen) -> None:
+        """`frozen`: which events must stay, since they were reported."""
         self._server_name = server_name
         self._db = db
         self._parts = parts
+        self._frozen = frozen
 
     def commands(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         return {"server.forget": self.forget}
@@ -34,7 +36,7 @@ class Forgetting:
             )
         if server == self._server_name:
             raise CommandFailed("That is this relay itself.")
-        rooms = await forgetting.forget(self._db, server)
+        rooms = await forgetting.forget(self._db, server, self._frozen)
 
         def forget(query: Query) -> dict[str, int]:
             return {

@@ -341,9 +341,13 @@ class RemoteCopies(Part):
                 await self.store.delete(file)
 
     def forget_server(self, query: Query, server: str) -> int:
-        for (file,) in query.all("SELECT file FROM remote_media WHERE server = $1", server):
-            self.store.remove(file)
-        return query.run("DELETE FROM remote_media WHERE server = $1", server)
+        frozen = self.frozen(query) if self.frozen is not None else ()
+        removed = 0
+        for media_id, file in query.all("SELECT media_id, file FROM remote_media WHERE server = $1", server):
+            if (server, media_id) not in frozen:
+                self.store.remove(file)
+                removed += query.run("DELETE FROM remote_media WHERE server = $1 AND media_id = $2", server, media_id)
+        return removed
 
     def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
         known = {row[0] for row in query.all("SELECT file FROM remote_media")}

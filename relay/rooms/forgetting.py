@@ -7,6 +7,8 @@ relay does.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
+
 from relay.db import Database, Query, Row
 from relay.protocol import event as events
 from relay.protocol.versions import VERSIONS
@@ -18,30 +20,35 @@ AT_ONCE = 1000
 _WORDS = frozenset({"m.room.member", "m.room.name", "m.room.topic", "m.room.avatar"})
 
 
-async def forget(db: Database, server: str) -> int:
+# Which of these events must stay, since they were reported.
+Frozen = Callable[[Query, Sequence[str]], Collection[str]]
+
+
+async def forget(db: Database, server: str, frozen: Frozen) -> int:
     """How many events and invites."""
-    return await _forget_events(db, f"%:{server}") + await _forget_invites(db, f"%:{server}")
+    return await _forget_events(db, f"%:{server}", frozen) + await _forget_invites(db, f"%:{server}")
 
 
-async def _forget_events(db: Database, ending: str) -> int:
+async def _forget_events(db: Database, ending: str, frozen: Frozen) -> int:
     changed, last = 0, 0
 
-    def found(query: Query) -> list[Row]:
-        return query.all(
+    def found(query: Query) -> tuple[list[Row], Collection[str]]:
+        rows = query.all(
             f"SELECT {COLUMNS}, r.version FROM events e JOIN rooms r ON r.nid = e.room_nid "
             "WHERE e.nid > $1 AND e.sender LIKE $2 ORDER BY e.nid LIMIT $3",
             last,
             ending,
             AT_ONCE,
         )
+        return rows, frozen(query, [row[1] for row in rows])
 
     while True:
-        rows = await db.read(found)
+        rows, kept = await db.read(found)
         with db.write() as tx:
             for row in rows:
                 last = row[0]
                 one = stored(row, VERSIONS[row[WIDTH]])
-                if one.event.is_state and one.event.type not in _WORDS:
+                if one.event.id in kept or (one.event.is_state and one.event.type not in _WORDS):
                     continue
                 bare = events.redacted(one.event)
                 if bare.pdu == one.event.pdu and (one.event.is_state or one.marks & STUB):

@@ -107,6 +107,9 @@ class Grace:
         # Which of these events were reported and must stay; asked in a database thread.
         self.frozen: Callable[[Query, Sequence[str]], Collection[str]] | None = None
 
+    def must_stay(self, query: Query, event_ids: Sequence[str]) -> Collection[str]:
+        return self.frozen(query, event_ids) if self.frozen is not None else ()
+
     async def run(self) -> None:
         while True:
             await self.sweep()
@@ -146,7 +149,7 @@ class Grace:
 
     def _strip(self, gone: Sequence[tuple[int, bytes, str]], query: Query) -> int:
         """What was reported stays, also if the report came between the look and this write."""
-        kept = self.frozen(query, [event_id for _, _, event_id in gone]) if self.frozen is not None else ()
+        kept = self.must_stay(query, [event_id for _, _, event_id in gone])
         rows = [(nid, raw) for nid, raw, event_id in gone if event_id not in kept]
         query.many(f"UPDATE events SET json = $2, marks = marks | {GONE | RIM_KEPT} WHERE nid = $1", rows)
         return len(rows)

@@ -113,7 +113,9 @@ async def test_a_server_is_forgotten(town: Town, capsys: pytest.CaptureFixture[s
     room = await alice.creates_room(with_=bob)
     mine, note = await alice.sends(room), ciphertext(120)
     his = await bob.sends(room, note)
-    assert await bob.sees(mine) and await alice.sees(his)
+    reported = await bob.sends(room, evidence := ciphertext(120))
+    assert await bob.sees(mine) and await alice.sees(his) and await alice.sees(reported)
+    await alice.calls("POST", path("rooms", room, "report", reported), {"reason": "this one"})
     picture = await bob.uploads(os.urandom(300))
     await alice.downloads(picture)
     unwanted = await bob.creates_room()
@@ -130,12 +132,15 @@ async def test_a_server_is_forgotten(town: Town, capsys: pytest.CaptureFixture[s
     assert await asyncio.to_thread(main, ["server", "forget", bob.server, "--data", str(one.folder)]) == 0
     assert "federation.deny" in capsys.readouterr().out
     await one.start()
-    for table in ("to_device_messages", "receipts", "remote_media", "device_lists", "server_keys"):
+    for table in ("to_device_messages", "receipts", "remote_media", "device_lists", "published_devices"):
         left = await _columns(one, table)
         assert bob.server not in left, f"{table} still knows of it"
     assert not any(path.is_file() for path in (one.folder / "media" / "remote").rglob("*")), "no copy of a file"
-    assert note["ciphertext"] not in await _columns(one, "events"), "nor of what was said"
-    assert [e["event_id"] for e in await alice.history(room) if e["type"] == "m.room.encrypted"] == [mine]
+    kept = await _columns(one, "events")
+    assert note["ciphertext"] not in kept, "nor of what was said"
+    assert evidence["ciphertext"] in kept, "what was reported stays while its case lasts"
+    shown = [e["event_id"] for e in await alice.history(room) if e["type"] == "m.room.encrypted"]
+    assert set(shown) == {mine, reported}
     await alice.syncs()
     assert unwanted not in alice.invites, "the invite is gone"
     assert not (await one.command("audit"))["findings"]
