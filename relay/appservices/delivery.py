@@ -43,7 +43,7 @@ TROUBLE_SECONDS = 30.0
 WAIT_SECONDS = 60.0
 # The position is written at least this often, so that a restart looks through little again.
 MAX_POS_UNWRITTEN = 1_000
-MAX_RECEIPTS = 1_000
+MAX_RECEIPTS = 500
 MAX_PASSING = 1_000
 
 _LIFE = "as long as the configuration names the service"
@@ -229,16 +229,18 @@ class Delivery(Part):
 
     async def _step(self, lane: _Lane) -> bool:
         """One look at the log, and one transaction where there is something to tell. Whether there may be more."""
+        again = lane.flight is not None
         upto = self._db.stable_pos() if lane.flight is None else lane.flight
         told = await lane.teller.tell(lane.pos, upto) if upto > lane.pos else Told(upto)
-        ephemeral = await self._ephemeral(lane)
-        if told.empty and not ephemeral and lane.flight is None:
+        # To what may have been taken before a crash nothing is added: what came since would be lost with it.
+        ephemeral = [] if again else await self._ephemeral(lane)
+        if told.empty and not ephemeral and not again:
             lane.pos = told.upto
             if lane.pos - lane.kept_pos > MAX_POS_UNWRITTEN:
                 await self._keep(lane, None)
             lane.whereabouts.told(lane.pos)
             return told.upto < upto
-        if told.empty and lane.flight is None:
+        if told.empty and not again:
             self._count += 1
             txn = f"p{self._boot}{self._count}"
         else:
@@ -248,7 +250,7 @@ class Delivery(Part):
         lane.pos = told.upto
         await self._keep(lane, None, [(one["to_user_id"], one["to_device_id"]) for one in told.to_device])
         lane.whereabouts.told(lane.pos)
-        return told.upto < upto
+        return again or told.upto < upto
 
     async def _keep(self, lane: _Lane, flight: int | None, taken: Sequence[tuple[str, str]] = ()) -> None:
         """`taken` are the devices whose messages the service has now, up to its position."""

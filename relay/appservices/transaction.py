@@ -28,6 +28,9 @@ from relay.rooms.store import Stored
 
 MAX_EVENTS = 100
 MAX_TO_DEVICE = 100
+# Many services take bodies of at most 1 MiB; messages to devices stand in it under two names.
+MAX_EVENTS_BYTES = 384 * 1024
+MAX_TO_DEVICE_BYTES = 128 * 1024
 MAX_LISTS_OF_A_ROOM = 1_000
 # Key counts of a service with more devices are told where these get messages.
 MAX_DEVICES_COUNTED = 50
@@ -141,13 +144,18 @@ class Teller:
         events = self._rooms.new_events(query, after, upto, MAX_EVENTS)
         if len(events) == MAX_EVENTS:
             upto = events[-1].pos or upto
+        fitting = _fitting([len(one.event.raw) for one in events], MAX_EVENTS_BYTES)
+        if fitting < len(events):
+            events = events[:fitting]
+            upto = events[-1].pos or upto
         waiting: list[Row] = []
         lists: list[str] = []
         if rung:
             waiting = self._to_device.queues.waiting_for(query, rung, after, upto, MAX_TO_DEVICE + 1)
-            if len(waiting) > MAX_TO_DEVICE:
+            fitting = min(MAX_TO_DEVICE, _fitting([len(row[5]) for row in waiting], MAX_TO_DEVICE_BYTES))
+            if len(waiting) > fitting:
                 # What was sent at once goes at once.
-                upto = waiting[MAX_TO_DEVICE - 1][0]
+                upto = waiting[fitting - 1][0]
                 waiting = [row for row in waiting if row[0] <= upto]
                 events = [one for one in events if (one.pos or 0) <= upto]
         if self._one.encrypts:
@@ -258,3 +266,13 @@ class Teller:
             supply = await self._one_time_keys.supply(user_id, device_id)
             told.counts.setdefault(user_id, {})[device_id] = supply.counts
             told.fallbacks.setdefault(user_id, {})[device_id] = supply.unused_fallbacks
+
+
+def _fitting(sizes: list[int], most: int) -> int:
+    """How many of these, from the first on, are together no larger than `most`; one at least."""
+    whole = 0
+    for number, size in enumerate(sizes):
+        whole += size
+        if whole > most and number:
+            return number
+    return len(sizes)

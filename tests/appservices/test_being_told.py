@@ -55,10 +55,11 @@ async def test_a_service_hears_its_rooms_and_no_others(town: Town, hires: Hires)
 
 
 async def test_nothing_is_lost_and_nothing_comes_twice_over_a_kill(town: Town, hires: Hires) -> None:
-    bridge = await hires(apart=True)
+    bridge = await hires(apart=True, **{"receive_ephemeral": True, "org.matrix.msc3202": True})
     house = town.houses["one"]
     assert isinstance(house, Apart)
     alice = await town.user("alice@one")
+    await bridge.calls("PUT", path("devices", "BOT"), {})
     room = (await bridge.calls("POST", "createRoom", {"preset": "public_chat"}))["room_id"]
     await alice.joins(room)
     sent = [await alice.sends(room) for _ in range(3)]
@@ -69,6 +70,9 @@ async def test_nothing_is_lost_and_nothing_comes_twice_over_a_kill(town: Town, h
     sent += [await alice.sends(room) for _ in range(3)]
     assert await until(lambda: len(bridge.tries) > tries, 20), "it is on its way"
     sent += [await alice.sends(room) for _ in range(3)]
+    for key in ("AAAA", "BBBB", "CCCC"):
+        await alice.tells_devices("m.room.encrypted", {bridge.id: {"BOT": olm(key)}})
+    await alice.has_read(room, sent[-1])
     await house.kill()
     bridge.hangs.set()
     await house.start()
@@ -76,8 +80,16 @@ async def test_nothing_is_lost_and_nothing_comes_twice_over_a_kill(town: Town, h
     assert await bridge.hears(sent[-1]) is not None
     told = [e["event_id"] for e in bridge.told() if e["event_id"] in sent]
     assert told == sent, "each once, in order"
+    keys = [m["content"]["sender_key"] for m in bridge.told("to_device")]
+    assert keys == ["AAAA", "BBBB", "CCCC"], "messages to its device too"
+    assert await bridge.hears_that("ephemeral", lambda e: sent[-2] in e["content"]), "and how far somebody has read"
     assert len({txn for txn, _ in bridge.transactions}) == len(bridge.transactions)
     assert bridge.tries.count(bridge.tries[tries]) >= 2, "what was in flight went out again under its old ID"
+
+
+def olm(sender_key: str) -> dict[str, object]:
+    ciphertext = {"a2V5": {"type": 0, "body": "AwoA"}}
+    return {"algorithm": "m.olm.v1.curve25519-aes-sha2", "sender_key": sender_key, "ciphertext": ciphertext}
 
 
 async def test_a_service_that_is_stuck_holds_nobody_up(town: Town, hires: Hires) -> None:
@@ -135,12 +147,8 @@ async def test_keys_and_messages_to_devices_come_with_transactions(town: Town, h
     ), "who joins an encrypted room has everybody's devices to learn"
     claimed = await alice.calls("POST", "keys/claim", {"one_time_keys": {bridge.id: {"BOT": "signed_curve25519"}}})
     assert claimed["one_time_keys"][bridge.id]["BOT"]
-    olm = {
-        "algorithm": "m.olm.v1.curve25519-aes-sha2",
-        "sender_key": "a2V5",
-        "ciphertext": {"a2V5": {"type": 0, "body": "AwoA"}},
-    }
-    await alice.tells_devices("m.room.encrypted", {bridge.id: {"BOT": olm}})
+    sealed = olm("a2V5")
+    await alice.tells_devices("m.room.encrypted", {bridge.id: {"BOT": sealed}})
     assert await bridge.hears_that("to_device", lambda m: m["to_device_id"] == "BOT")
     (message,) = bridge.told("to_device")
     assert message == {
@@ -148,7 +156,7 @@ async def test_keys_and_messages_to_devices_come_with_transactions(town: Town, h
         "sender": alice.id,
         "to_user_id": bridge.id,
         "to_device_id": "BOT",
-        "content": olm,
+        "content": sealed,
     }
     assert bridge.told("de.sorunome.msc2409.to_device") == [message]
     _, body = bridge.transactions[-1]
