@@ -209,6 +209,19 @@ class Cases(Part):
 
         return await self._change(case_id, actor, version, sorted_, "case.sorted", category or state)
 
+    async def may_show_minor(self, case_id: str, actor: str) -> Case:
+        """At once, whoever has the case and whatever has changed in it meanwhile."""
+        await self.for_moderator(case_id, actor)
+
+        def marked(case: Case) -> Case:
+            return replace(
+                case, category="minor", state=rules.ESCALATED if case.state in rules.UNDECIDED else case.state,
+                due_ts=min(case.due_ts, rules.due("minor", case.created_ts)),
+                keep_until=max(case.keep_until, rules.kept_until("minor", case.created_ts, case.decided_ts)),
+            )  # fmt: skip
+
+        return await self._change(case_id, actor, None, marked, "case.minor", "minor")
+
     async def close(self, case_id: str, actor: str, version: int | None = None) -> Case:
         """Without a decision only where there is nothing to decide; the evidence stays as long as anybody may object."""
         await self.for_moderator(case_id, actor)

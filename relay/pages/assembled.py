@@ -71,7 +71,9 @@ def assemble(
     signing_in = SigningIn(frame, users, doors, limits)
     signing_in.may_appeal = moderation.casework.appeals.may_appeal
     casework = moderation.casework
-    reports = ReportPages(frame, casework.links, casework.reports, casework.appeals, moderation.proving.envelopes)
+    reports = ReportPages(
+        frame, casework.links, casework.reports, casework.appeals, moderation.proving.envelopes, casework.keeping
+    )
     return Pages(
         frame,
         visits,
@@ -98,11 +100,11 @@ def _desk(
     audit_log = moderation.audit_log
     return (
         DeskCases(
-            frame, db, clock, casework.cases, proving.disclosures, proving.envelopes, acting.actions, audit_log,
+            frame, clock, casework.cases, proving.disclosures, proving.envelopes, acting.actions, casework.api,
             DeskDecisions(frame, users, casework.decisions, casework.appeals), DeskMedia(db, audit_log, held_media),
         ),
-        DeskMeasures(frame, acting.actions, keeping.restrictions, users),
-        DeskLists(frame, keeping.lists),
+        DeskMeasures(frame, acting.actions, keeping.restrictions, keeping.flags, users),
+        DeskLists(frame, keeping.lists, keeping.flags),
         DeskLog(frame, audit_log),
         DeskFigures(frame, clock, casework.transparency),
         DeskKeys(frame, clock, proving.keys),

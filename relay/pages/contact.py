@@ -50,7 +50,7 @@ class ContactPages(Part):
         ):
             take = frame.taking("signed in", function)
             yield Route("POST", f"{PAGE}/{name}", take, auth="none", max_body=MAX_FORM_BYTES)
-        yield Route("GET", f"{PAGE}/{{token}}", frame.open_to("anybody", self._link), auth="none", limit="login")
+        yield Route("GET", f"{PAGE}/{{token}}", frame.open_to("anybody", self._link), auth="none")
         yield Route(
             "POST", f"{PAGE}/{{token}}", frame.taking("anybody", self._use), auth="none", limit="login",
             max_body=MAX_FORM_BYTES,

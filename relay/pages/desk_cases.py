@@ -13,15 +13,15 @@ import orjson
 from aiohttp import web
 
 from relay.clock import HOUR, Clock
-from relay.db import Database
 from relay.errors import ApiError, InvalidParam, NotFound
 from relay.moderation import case_rules as rules
 from relay.moderation.actions import Actions
-from relay.moderation.audit_log import AuditLog
+from relay.moderation.acts import Act
 from relay.moderation.case_rows import Case
 from relay.moderation.cases import Cases
 from relay.moderation.disclosure import Disclosures
 from relay.moderation.envelopes import Envelopes
+from relay.moderation.safety_api import MAX_NOTE, SafetyApi
 from relay.pages import desk_words
 from relay.pages.desk_decisions import DeskDecisions
 from relay.pages.desk_media import DeskMedia
@@ -35,6 +35,7 @@ PAGE = "/_relay/desk"
 PAGE_STEP = 50
 MAX_FORM_BYTES = 64 * 1024
 SOON_MS = 6 * HOUR
+MAX_FILES = 20
 SHOWS = (
     ("open", "Open, by due time"),
     ("appealed", "Appeals"),
@@ -51,24 +52,22 @@ class DeskCases(Part):
     def __init__(
         self,
         frame: Frame,
-        db: Database,
         clock: Clock,
         cases: Cases,
         disclosures: Disclosures,
         envelopes: Envelopes,
         actions: Actions,
-        audit_log: AuditLog,
+        api: SafetyApi,
         decisions: DeskDecisions,
         media: DeskMedia,
     ) -> None:
         self._frame = frame
-        self._db = db
         self._clock = clock
         self._cases = cases
         self._disclosures = disclosures
         self._envelopes = envelopes
         self._actions = actions
-        self._audit_log = audit_log
+        self._api = api
         self._decisions = decisions
         self._steps: dict[str, Step] = {
             "take": self._take,
@@ -80,6 +79,7 @@ class DeskCases(Part):
             "escalate": self._escalate,
             "close": self._close,
             "evidence": self._evidence,
+            "note": self._note,
             "media": media.hand_out,
             "decide": decisions.decide,
             "answer-appeal": decisions.answer_appeal,
@@ -123,11 +123,12 @@ class DeskCases(Part):
         case = await self._cases.for_moderator(request.params["case_id"], visit.user_id)
         now = self._clock.now()
         about = case.user_id or ""
-        envelopes = await self._envelopes.of_case(case.case_id)
+        joined = await self._cases.same_as(case.case_id)
+        envelopes = [one for which in (case, *joined) for one in await self._envelopes.of_case(which.case_id)]
         return await self._frame.page(
             request, visit, "desk_case.html", case=case, words=desk_words, now=now, open=case.is_open,
             overdue=case.due_ts < now, proofs=await self._disclosures.of_case(case.case_id),
-            envelopes=[one for one in envelopes if not one.get("forgotten")], joined=await self._cases.same_as(case.case_id),
+            envelopes=[one for one in envelopes if not one.get("forgotten")], joined=joined,
             history=await self._cases.history(case.case_id),
             strikes=len(await self._actions.strikes(about)) if about else 0,
             **await self._decisions.shown(case, visit.user_id),
@@ -154,11 +155,22 @@ class DeskCases(Part):
 
     async def _triage(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
         category = rules.require_category(form.text("category", 20))
+        if case.category == "minor" != category:
+            raise rules.NotNow("A case that may concern a minor stays one. Decide it as such, or ask your lawyer.")
         return self._back(await self._cases.triage(case.case_id, visit.user_id, version_of(form), category=category))
 
     async def _minor(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
-        """At once, whoever has the case and whatever has changed in it meanwhile."""
-        await self._cases.triage(case.case_id, visit.user_id, category="minor", state=rules.ESCALATED)
+        """One press. The files that the moderator had before her are kept from everybody too."""
+        await self._cases.may_show_minor(case.case_id, visit.user_id)
+        for address in form.every("file")[:MAX_FILES]:
+            try:
+                await self._actions.take(Act("quarantine", address, visit.user_id, "minor", case_id=case.case_id))
+            except ApiError:
+                continue  # what a message named is no address of a file
+        return self._back(case)
+
+    async def _note(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
+        await self._api.note(case, visit.user_id, form.text("words", MAX_NOTE))
         return self._back(case)
 
     async def _ask_proof(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
@@ -181,13 +193,7 @@ class DeskCases(Part):
         return self._back(other)
 
     async def _evidence(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
-        envelopes = await self._envelopes.of_case(case.case_id)
-        with self._db.write() as tx:
-            self._audit_log.record(
-                tx, actor=visit.user_id, action="evidence.handed_out", target=case.case_id, reason_code="opened",
-                case_id=case.case_id,
-            )  # fmt: skip
-        await tx
+        envelopes = await self._api.evidence(case, visit.user_id)
         answer: dict[str, Any] = {"case_id": case.case_id, "envelopes": envelopes}
         if form.text("as", 10) != "file":
             return answer

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from relay.accounts.users import Users
 from relay.clock import DAY
 from relay.errors import InvalidParam
+from relay.ids import server_of
 from relay.moderation.actions import Actions
 from relay.moderation.acts import MEASURES, Act
+from relay.moderation.flags import Flags
 from relay.moderation.restrictions import KEPT_OUT, KINDS, LOCK, MEDIA_HASH, SUSPEND, Restriction, Restrictions
 from relay.pages import desk_words
 from relay.pages.forms import Form
@@ -28,10 +30,11 @@ MAX_SHOWN = 500
 
 
 class DeskMeasures(Part):
-    def __init__(self, frame: Frame, actions: Actions, restrictions: Restrictions, users: Users) -> None:
+    def __init__(self, frame: Frame, actions: Actions, restrictions: Restrictions, flags: Flags, users: Users) -> None:
         self._frame = frame
         self._actions = actions
         self._restrictions = restrictions
+        self._flags = flags
         self._users = users
 
     def routes(self) -> Iterable[Route]:
@@ -67,6 +70,7 @@ class DeskMeasures(Part):
         return await self._frame.page(
             request, visit, "desk_person.html", user_id=user_id, user=user, local=self._users.is_local(user_id),
             strikes=await self._actions.strikes(user_id), in_force=in_force, words=desk_words,
+            flags=[one for one in self._flags.listed() if one.subject in (user_id, server_of(user_id))],
         )  # fmt: skip
 
     async def _take(self, request: Request, visit: Visit, form: Form) -> Answer:

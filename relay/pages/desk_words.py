@@ -98,7 +98,9 @@ HAPPENED = {
     "case.taken": "Taken", "case.released": "Given back", "case.sorted": "Sorted", "case.closed": "Closed",
     "case.joined": "Joined to another case", "decided": "Decided", "appeal.filed": "Objection", "appeal.upheld": "Appeal answered: stands",
     "appeal.reversed": "Appeal answered: taken back", "appeal.same_person": "Appeal answered by the same person",
-    "envelope.sealed": "Sealed", "evidence.handed_out": "Evidence opened", "media.handed_out": "File looked at",
+    "envelope.sealed": "Sealed", "evidence.fetched": "Evidence opened", "envelope.rewrapped": "Evidence made readable for a new key", "case.minor": "May show a minor",
+    "case.withdrawn": "Reporter asked for removal", "case.emptied": "Emptied: its time was over", "restored": "A backup was restored",
+    "restored.seen": "Restore acknowledged", "slowed": "Slowed down", "media.handed_out": "File looked at",
     "keys.changed": "List of keys changed",
 }  # fmt: skip
 MOVES = {"undo": "Took back: {}", "asked": "Asked for: {}", "confirmed": "Confirmed: {}", "cancelled": "Cancelled: {}"}
@@ -145,3 +147,10 @@ def action(word: str) -> str:
     if word in MEASURES:
         return MEASURES[word][0]
     return HAPPENED.get(word) or word.replace(".", " ").replace("_", " ").capitalize()
+
+
+FLAGS = {
+    "invite-wave": "A new account invites many", "refused-invites": "Most of the invites are refused", "server-wave": "A server invites many people here",
+    "fan-out": "Writes to many, hardly anybody answers", "join-wave": "Many join at once", "uploads": "Uploads a lot",
+    "policy-list": "Named by a ban list of others",
+}  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from relay.errors import ApiError, Forbidden, NotFound
+from relay.errors import ApiError, Forbidden, MissingParam, NotFound
 from relay.ids import server_of
 from relay.moderation import case_rules as rules
 from relay.moderation.appeals import Appeals
@@ -19,6 +19,7 @@ from relay.moderation.case_rows import WORDS_NOT_KEPT, Case
 from relay.moderation.decisions import Decision
 from relay.moderation.disclosure_form import MAX_BYTES, parse_code
 from relay.moderation.envelopes import Envelopes
+from relay.moderation.keeping import Keeping
 from relay.moderation.links import Link, Links
 from relay.moderation.reports import MAX_FORM_FIELD, MAX_WORDS, Reports
 from relay.pages import desk_words
@@ -43,21 +44,25 @@ SAID = {
 
 
 class ReportPages(Part):
-    def __init__(self, frame: Frame, links: Links, reports: Reports, appeals: Appeals, envelopes: Envelopes) -> None:
+    def __init__(
+        self, frame: Frame, links: Links, reports: Reports, appeals: Appeals, envelopes: Envelopes, keeping: Keeping
+    ) -> None:
         self._frame = frame
         self._links = links
         self._reports = reports
         self._appeals = appeals
         self._envelopes = envelopes
+        self._keeping = keeping
 
     def routes(self) -> Iterable[Route]:
         frame = self._frame
-        yield Route("GET", f"{REPORT}/{{token}}", frame.open_to("anybody", self._report), auth="none", limit="login")
+        yield Route("GET", f"{REPORT}/{{token}}", frame.open_to("anybody", self._report), auth="none")
         for name, function, most in (
             ("proof", self._proof, MAX_PROOF_FORM_BYTES),
             ("answer", self._answer, MAX_FORM_BYTES),
             ("consent", self._consent, MAX_FORM_BYTES),
             ("appeal", self._object, MAX_FORM_BYTES),
+            ("withdraw", self._withdraw, MAX_FORM_BYTES),
         ):
             take = frame.taking("anybody", function)
             yield Route("POST", f"{REPORT}/{{token}}/{name}", take, auth="none", limit="login", max_body=most)
@@ -65,7 +70,7 @@ class ReportPages(Part):
         yield Route(
             "POST", APPEAL, frame.taking("appeal", self._appeal), auth="none", limit="login", max_body=MAX_FORM_BYTES
         )
-        yield Route("GET", f"{APPEAL}/{{token}}", frame.open_to("anybody", self._decision), auth="none", limit="login")
+        yield Route("GET", f"{APPEAL}/{{token}}", frame.open_to("anybody", self._decision), auth="none")
         yield Route("GET", NOTICE, frame.open_to("anybody", self._notice), auth="none")
         yield Route(
             "POST",
@@ -148,6 +153,14 @@ class ReportPages(Part):
         case, _ = await self._appeals.opened(link, user_id)
         await self._appeals.file(case.case_id, user_id, form.text("words", MAX_WORDS))
         return self._done(request, "appeal")
+
+    async def _withdraw(self, request: Request, visit: Visit, form: Form) -> Answer:
+        link, user_id = await self._link(request, visit)
+        case = await self._reports.opened(link, user_id)
+        if not form.ticked("sure"):
+            raise MissingParam("Tick that you are sure. Go back and do so, if you are.")
+        await self._keeping.withdraw(case)
+        return await self._frame.page(request, visit, "report_withdrawn.html")
 
     def _done(self, request: Request, what: str) -> Answer:
         return self._frame.redirect(f"{REPORT}/{request.params['token']}?done={what}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from relay.moderation import key_list
 from relay.moderation.moderator_secret import ModeratorSecret
 from tests.pages.browsers import Reader
-from tests.people import Person
+from tests.people import Person, path
 from tests.town import Within
 
 
@@ -35,3 +35,13 @@ async def puts_key_in(reader: Reader, secret: ModeratorSecret) -> None:
     await reader.page.get_by_label("Once more").fill(PASSPHRASE)
     await reader.page.get_by_role("button", name="Keep it here").click()
     await reader.page.get_by_text("Kept in this browser").wait_for()
+
+
+async def reports(person: Person, room: str, event_id: str, reason: str, **more: object) -> None:
+    await person.calls("POST", path("rooms", room, "report", event_id), {"reason": reason, **more})
+
+
+async def opens_evidence(reader: Reader) -> None:
+    await reader.page.locator("#passphrase").fill(PASSPHRASE)
+    await reader.page.keyboard.press("Enter")
+    await reader.page.locator("#opened .opened").first.wait_for()

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from relay.moderation.disclosure_form import Item, code_of
 from tests.moderation.sessions import Session
-from tests.pages.browsers import Browsers, Reader
-from tests.pages.desk_people import PASSPHRASE, has_keys, makes_moderator, puts_key_in
-from tests.people import Person, path, until
+from tests.pages.browsers import Browsers
+from tests.pages.desk_people import has_keys, makes_moderator, opens_evidence, puts_key_in, reports
+from tests.people import Person, until
 from tests.town import Town, Within
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>{{7*7}}"
 WORDS = f"He wrote this to me {HOSTILE} and would not stop writing"
 MESSAGE = f"I know exactly where you live tonight {HOSTILE}"
-
-
-async def reports(person: Person, room: str, event_id: str, reason: str, **more: object) -> None:
-    await person.calls("POST", path("rooms", room, "report", event_id), {"reason": reason, **more})
 
 
 async def notice_link(person: Person, which: str) -> str:
@@ -29,12 +25,6 @@ async def notice_link(person: Person, which: str) -> str:
 
     assert await person.notices(look), "a link comes to her notice room"
     return "/_relay/" + found[-1].partition("/_relay/")[2].rstrip(".,")
-
-
-async def opens_evidence(reader: Reader) -> None:
-    await reader.page.locator("#passphrase").fill(PASSPHRASE)
-    await reader.page.keyboard.press("Enter")
-    await reader.page.locator("#opened .opened").first.wait_for()
 
 
 def on_disk(house: Within) -> bytes:

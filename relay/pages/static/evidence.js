@@ -14,7 +14,9 @@ const FILMS = new Set(["video/mp4", "video/webm", "video/ogg"]);
 const card = document.getElementById("evidence-card");
 const says = document.getElementById("evidence-says");
 const opened = document.getElementById("opened");
+const cases = (card?.dataset.cases ?? "").split(" ");
 const texts = [];
+const named = new Set();
 const shownUrls = new Set();
 
 function say(text, tone = "bad") {
@@ -62,7 +64,8 @@ async function open() {
   for (const one of envelopes) {
     if (one.forgotten) continue;
     try {
-      const plaintext = await openEnvelope(key, one, card.dataset.case, one.version);
+      if (!cases.includes(one.case_id)) throw new Error("The relay handed out the envelope of another case. Tell your operator.");
+      const plaintext = await openEnvelope(key, one, one.case_id, one.version);
       show(one, plaintext);
     } catch (error) {
       failed.push(error.message || "An envelope could not be opened.");
@@ -127,6 +130,7 @@ function showMessage(item) {
 
 function mediaOffer(item, role, file, type) {
   const place = element("div", { class: "stack" });
+  named.add(file.url);
   const checked = (item.media ?? []).find((one) => one.role === role);
   place.append(element("p", { class: "small" }, `A ${role} is attached: `, element("code", {}, file.url), checked ? ` (${checked.state})` : ""));
   const target = document.getElementById("media-target");
@@ -155,6 +159,7 @@ async function showMedia(place, button, item, file, type) {
     shownUrls.add(url);
     place.append(blurred(url, type));
     remark.remove();
+    button.remove();
   } catch (error) {
     remark.textContent = error.message;
   }
@@ -218,11 +223,21 @@ for (const form of document.querySelectorAll("form[data-facts]")) {
 
 // --- the page
 
+// The address of a file stands inside the ciphertext: it goes to the relay only where the file is to be quarantined.
+document.querySelector("form[action$='/decide']")?.addEventListener("submit", (event) => {
+  const quarantine = event.target.querySelector("input[value=quarantine]");
+  const target = document.getElementById("media-target");
+  if (target && !quarantine?.checked) target.value = "";
+});
+
 for (const one of document.querySelectorAll(".needs-script")) one.hidden = false;
 document.getElementById("open")?.addEventListener("click", open);
 document.getElementById("passphrase")?.addEventListener("keydown", (event) => {
   if (event.key === "Enter") { event.preventDefault(); open(); }
 });
-document.querySelector("form[action$='/minor']")?.addEventListener("submit", closeAll);
+document.querySelector("form[action$='/minor']")?.addEventListener("submit", (event) => {
+  for (const url of named) event.target.append(element("input", { type: "hidden", name: "file", value: url }));
+  closeAll();
+});
 window.addEventListener("pagehide", closeAll);
 })();

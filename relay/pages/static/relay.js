@@ -52,3 +52,4 @@ document.addEventListener("keydown", (event) => {
   const next = event.key === "j" ? Math.min(now + 1, stops.length - 1) : Math.max(now - 1, 0);
   stops[next].focus();
 });
+for (const keyed of document.querySelectorAll("[data-key]")) keyed.setAttribute("aria-keyshortcuts", keyed.dataset.key);
