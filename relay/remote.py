@@ -95,6 +95,30 @@ class Remote(Protocol):
         ...
 
 
+class SpeaksSigned(Protocol):
+    """Requests to another server that are signed as this one, for what is no part of the standard."""
+
+    async def get(
+        self, server: str, target: str, *, forced: bool = False, most_bytes: int = ..., timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Raises RemoteError."""
+        ...
+
+    async def send(
+        self,
+        server: str,
+        method: str,
+        target: str,
+        content: dict[str, Any] | bytes,
+        *,
+        forced: bool = False,
+        most_bytes: int = ...,
+        timeout: float | None = None,
+    ) -> dict[str, Any]:
+        """Raises RemoteError."""
+        ...
+
+
 class AsksPolicy(Protocol):
     async def policy_signature(self, server: str, event: Event) -> dict[str, Any]:
         """The signatures that a policy server gives an event: server -> key ID -> signature. Raises RemoteError."""

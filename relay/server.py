@@ -381,6 +381,7 @@ class Server:
             Ground(
                 appender, seal, key, settings.rooms.default_version, settings.public_base_url or f"https://{name}",
                 settings.moderation.outside_addresses, profiles, account_data, account, sessions, rooms_part, grace, copies, keeping,
+                remote, connections, settings.moderation.forwarding,
             ),
         )  # fmt: skip
         self._parts += moderation.parts

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from relay.accounts.passwords import Passwords
 from relay.accounts.users import Users
@@ -58,6 +58,13 @@ class Appeal:
             "state": self.state,
             "words": "sealed" if self.words_kept else "not kept",
         }
+
+
+class Elsewhere(Protocol):
+    """`peers.py`: the server that decided."""
+
+    async def reasons(self, case: Case, user_id: str) -> dict[str, Any]: ...
+    async def object(self, case: Case, user_id: str, text: str) -> None: ...
 
 
 class Appeals(Part):
@@ -123,6 +130,8 @@ class Appeals(Part):
         self._persons = persons
         self._notices = notices
         self._audit_log = audit_log
+        # Where the decision was made elsewhere; the assembly sets it.
+        self.peers: Elsewhere | None = None
 
     # --- who may
 
@@ -134,7 +143,14 @@ class Appeals(Part):
         case = await self._cases.get(link.case_id)
         if case.emptied:
             raise NotFound("What belonged to this decision was removed when its time was over.")
-        return case, await self._decisions.of_case(case.case_id)
+        return case, await self._with_reasons(case, user_id, await self._decisions.of_case(case.case_id))
+
+    async def _with_reasons(self, case: Case, user_id: str | None, decisions: list[Decision]) -> list[Decision]:
+        """Those of another server are not kept here: it is asked for its reasons now."""
+        if case.kind != "elsewhere" or self.peers is None or user_id is None:
+            return decisions
+        told = await self.peers.reasons(case, user_id)
+        return [replace(one, ground=told.get("ground", ""), facts=told.get("facts", "")) for one in decisions]
 
     async def of_person(self, user_id: str) -> list[tuple[Case, Decision]]:
         """What was decided about her: for /_relay/appeal, where she needs no link."""
@@ -169,6 +185,8 @@ class Appeals(Part):
             raise TooLarge(f"An objection has {MAX_WORDS} characters at most.")
         if not text.strip():
             raise InvalidParam("Say why you object: a sentence is enough.")
+        if case.kind == "elsewhere" and self.peers is not None and user_id is not None:
+            return await self._file_elsewhere(case, user_id, text)
         decisions = await self._decisions.of_case(case.case_id)
         if not decisions or case.state not in (rules.DECIDED, rules.CLOSED, rules.APPEALED, rules.RE_REVIEW):
             raise rules.NotNow("Nothing is decided yet, so there is nothing to object to.")
@@ -222,6 +240,24 @@ class Appeals(Part):
             self._tell(tx, case, user_id, side)
         await tx
         return appeal
+
+    async def _file_elsewhere(self, case: Case, user_id: str, text: str) -> Appeal:
+        """To the server that decided, which seals it and answers."""
+        if self.peers is not None:
+            await self.peers.object(case, user_id, text)
+        now = self._clock.now()
+        with self._db.write() as tx:
+            self._audit_log.record(
+                tx,
+                actor="subject",
+                action="appeal.sent",
+                target=case.case_id,
+                reason_code="objection",
+                case_id=case.case_id,
+            )
+            self._notices.tell(tx, user_id, words.APPEAL_RECEIVED, case.case_id)
+        await tx
+        return Appeal(secrets.token_urlsafe(12), case.case_id, "", "subject", now, now + rules.APPEAL_DUE, OPEN, True)
 
     def _tell(self, tx: Tx, case: Case, user_id: str | None, side: rules.Side) -> None:
         if user_id is not None and self._users.is_local(user_id):

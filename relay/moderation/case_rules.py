@@ -11,11 +11,10 @@ from typing import Literal
 from relay.clock import DAY, HOUR, MINUTE
 from relay.errors import ApiError, InvalidParam
 
-Kind = Literal["event", "room", "user", "notice", "forwarded"]
+Kind = Literal["event", "room", "user", "notice", "forwarded", "elsewhere"]
 Side = Literal["reporter", "subject"]
 
 CATEGORIES = ("ncii", "minor", "threat", "harassment", "spam", "fraud", "other")
-KINDS = ("event", "room", "user", "notice", "forwarded")
 
 NEW, TRIAGED, AWAITING, REVIEW, ESCALATED = "new", "triaged", "awaiting_disclosure", "in_review", "escalated"
 DECIDED, APPEALED, RE_REVIEW, CLOSED = "decided", "appealed", "re_review", "closed"

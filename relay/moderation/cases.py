@@ -58,6 +58,10 @@ class Cases(Part):
         for told in self.on_change:
             told(tx, "report.created", case)
 
+    def put(self, tx: Tx, case: Case) -> None:
+        """One that is no report: what another server has decided about a person of ours."""
+        tx.call(lambda query: _insert(query, case, 0))
+
     async def reported_since(self, reporter: str, since_ts: int) -> int:
         return int(
             await self._db.read(
@@ -102,6 +106,7 @@ class Cases(Part):
 
         def find(query: Query) -> tuple[list[Case], int]:
             chosen = "is_open = 1 AND duplicate_of IS NULL" if state == "open" else "duplicate_of IS NULL"
+            chosen += " AND kind <> 'elsewhere'"
             order = "sort_ts, number" if state == "open" else "number DESC"
             where = (
                 f"FROM cases WHERE {chosen} AND ($1 = '' OR state = $1) AND ($2 = '' OR category = $2) "

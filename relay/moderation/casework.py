@@ -25,6 +25,8 @@ from relay.moderation.links import Links
 from relay.moderation.moderation_commands import ModerationCommands
 from relay.moderation.notices import Notices
 from relay.moderation.own_rooms import OwnRooms
+from relay.moderation.peer_routes import PeerRoutes
+from relay.moderation.peers import Peers
 from relay.moderation.proving import Proving
 from relay.moderation.reports import Reports
 from relay.moderation.safety_api import SafetyApi
@@ -35,6 +37,7 @@ from relay.people.account_data import AccountData
 from relay.people.profile import Profiles
 from relay.protocol.seal import Seal
 from relay.protocol.signing import SigningKey
+from relay.remote import Remote, SpeaksSigned
 from relay.rooms.append import Appender
 from relay.rooms.create import Creator
 from relay.rooms.redactions import Grace
@@ -63,6 +66,9 @@ class Ground:
     grace: Grace
     copies: RemoteCopies
     keeping: Doorkeeping
+    remote: Remote
+    speaks: SpeaksSigned
+    forwarding: bool
 
 
 @dataclass
@@ -78,6 +84,7 @@ class Casework:
     keeping: Keeping
     transparency: Transparency
     tokens: SafetyTokens
+    peers: Peers
     api: SafetyApi
     parts: list[Part] = field(default_factory=list)
     commands: Mapping[str, Command] = field(default_factory=dict)
@@ -144,9 +151,17 @@ def assemble(
     keeping = Keeping(db, clock, cases, proving.disclosures, freeze, links, audit_log)
     transparency = Transparency(db)
     tokens = SafetyTokens(db, clock, ground.sessions, persons, audit_log)
+    peers = Peers(
+        db, clock, rooms, ground.remote, ground.speaks, cases, decisions, proving.disclosures, audit_log,
+        forwarding=ground.forwarding,
+    )  # fmt: skip
+    peer_routes = PeerRoutes(
+        db, clock, ground.key, users, rooms, peers, proving.keys, cases, decisions, appeals, proving.envelopes, freeze, links,
+        notices, audit_log,
+    )  # fmt: skip
     api = SafetyApi(
         db, clock, tokens, cases, decisions, appeals, proving.disclosures, proving.envelopes, ground.keeping.integrations,
-        transparency, audit_log,
+        transparency, peers, reports, audit_log,
     )  # fmt: skip
 
     cases.on_change += [
@@ -159,7 +174,9 @@ def assemble(
     actions.on_waiting.append(notices.act_waits)
     proving.keys.on_change.append(notices.keys_changed)
     proving.envelopes.persons_of = cases.persons_of
-    decisions.on_decided.append(appeals.keep_password)
+    decisions.on_decided += [appeals.keep_password, peers.decided]
+    appeals.peers = peers
+    keeping.forgets.append(peers.forget)
     ground.account.on_password_changed.append(appeals.password_changed)
     ground.account.on_deactivated.append(own_rooms.forget)
     keeping.sweeps.append(appeals.sweep)
@@ -180,6 +197,8 @@ def assemble(
         keeping,
         transparency,
         tokens,
+        peers,
+        peer_routes,
         api,
     ]
     return Casework(
@@ -194,6 +213,7 @@ def assemble(
         keeping,
         transparency,
         tokens,
+        peers,
         api,
         parts,
         commands,

@@ -8,7 +8,7 @@ written behind the decision. Whoever is decided on reads it over her link, or at
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -114,7 +114,7 @@ class Decisions(Part):
                     "facts": ("the moderator's own words for whoever is decided on", _KEPT),
                     "appeal_id": ("the appeal that it answers", _COUNTED),
                     "verdict": ("of an appeal: upheld or reversed", _COUNTED),
-                    "told_peer": ("whether another server took note of it", _KEPT),
+                    "told_peer": ("what became of telling another server: pending, told, refused, not reached", _KEPT),
                 },
             ),
             Table(
@@ -171,8 +171,6 @@ class Decisions(Part):
         self._audit_log = audit_log
         # In the write of a decision: whoever keeps something for the person decided on (the password of an account that closes).
         self.on_decided: list[Callable[[Tx, Case, Decision], None]] = []
-        # After it, where the person lives elsewhere, or the case came from there.
-        self.tell_peer: Callable[[Case, Decision], Awaitable[None]] | None = None
 
     # --- deciding
 
@@ -229,10 +227,7 @@ class Decisions(Part):
                 self._audit(tx, case, decision)
                 with_it(tx)
             await tx
-        made = await self.get(decision.decision_id)
-        if self.tell_peer is not None:
-            await self.tell_peer(case, made)
-        return made
+        return await self.get(decision.decision_id)
 
     async def _carry_out(self, case: Case, decision: Decision, with_it: Beside) -> None:
         for one in decision.measures:
@@ -345,6 +340,19 @@ class Decisions(Part):
                     UNDONE,
                 )
             await tx
+
+    def put_foreign(self, tx: Tx, case_id: str, server: str, now: int, told: Mapping[str, Any]) -> None:
+        """What another server decided about a person of ours: words of fixed lists; its reasons are asked for when she reads."""
+        decision_id = secrets.token_urlsafe(12)
+        tx.run(
+            "INSERT INTO decisions (decision_id, case_id, decided_ts, decider, automated, reason_code, ground, facts, verdict) "
+            "VALUES ($1, $2, $3, $4, $5, $6, '', '', $7)",
+            decision_id, case_id, now, server, int(told["automated"]), told["reason_code"], told["verdict"],
+        )  # fmt: skip
+        tx.many(
+            "INSERT INTO decided_measures (decision_id, place, measure, target, erase, outcome) VALUES ($1, $2, $3, '', 0, $4)",
+            [(decision_id, place, measure, DONE) for place, measure in enumerate(told["measures"])],
+        )
 
     def set_told_peer(self, tx: Tx, decision_id: str, outcome: str) -> None:
         tx.run("UPDATE decisions SET told_peer = $2 WHERE decision_id = $1", decision_id, outcome)

@@ -7,6 +7,7 @@ what the figures count. The reporter may ask for it earlier; what may show a min
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 from relay.clock import Clock
@@ -46,6 +47,8 @@ class Keeping(Part):
         self._woken = asyncio.Event()
         # Sweeps of other parts that keep something beside the cases.
         self.sweeps = [links.sweep, freeze.sweep]
+        # What else lies beside a case and goes with it.
+        self.forgets: list[Callable[[Tx, str], None]] = []
 
     async def run(self) -> None:
         while True:
@@ -85,6 +88,8 @@ class Keeping(Part):
         self._disclosures.forget(tx, case_id)
         self._freeze.release(tx, case_id)
         self._links.forget(tx, case_id)
+        for forget in self.forgets:
+            forget(tx, case_id)
         tx.run(
             "UPDATE decisions SET decider = '', ground = '', facts = '', told_peer = NULL WHERE case_id = $1", case_id
         )

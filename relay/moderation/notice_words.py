@@ -30,6 +30,7 @@ DECIDED_MEASURE = "decided_measure"
 DECIDED_NONE = "decided_none"
 ABOUT_YOU = "about_you"
 WARNED = "warned"
+ABOUT_YOU_ELSEWHERE = "about_you_elsewhere"
 APPEAL_RECEIVED = "appeal_received"
 APPEAL_UPHELD = "appeal_upheld"
 APPEAL_REVERSED = "appeal_reversed"
@@ -59,6 +60,8 @@ SENTENCES: Mapping[str, str] = {
     DECIDED_MEASURE: "Your report number {number} was decided: a measure was taken. To read the decision, or to object to it: {link}",
     DECIDED_NONE: "Your report number {number} was decided: no measure was taken. To read why, or to object to it: {link}",
     ABOUT_YOU: "The moderators have decided something about you (number {number}). To read what and why, or to object to it: {link}",
+    ABOUT_YOU_ELSEWHERE: "The moderators of another server have decided something about you there (here it has the number {number}). "
+    "To read what and why, or to object to it: {link}",
     WARNED: "The moderators have warned you (number {number}). To read why, or to object to it: {link}",
     APPEAL_RECEIVED: "Your objection to decision number {number} has arrived. Somebody looks at it again, and you will hear here "
     "what came of it.",

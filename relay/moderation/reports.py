@@ -325,6 +325,30 @@ class Reports(Part):
         await tx
         return proof
 
+    async def prove_forwarded(self, case: Case, actor: str, disclosure: Disclosure) -> Proof:
+        """What a moderator found in the envelope of a forwarded report, checked by the same twelve rules against what lies here."""
+        if case.kind != "forwarded":
+            raise Forbidden("Only the proof of a forwarded report is given by a moderator.")
+        await self._require_few_envelopes(case)
+        proof = await self._disclosures.verify(actor, disclosure, seen=case.seen)
+        prepared = await self._disclosures.prepare(case.case_id, proof, _excluded(case))
+        with self._db.write() as tx:
+            self._disclosures.store(tx, case.case_id, prepared, actor=actor)
+            self._proved(tx, replace(case, disclosure=proof.result), proof)
+            self._audit_log.record(
+                tx,
+                actor=actor,
+                action="proof.checked",
+                target=case.case_id,
+                reason_code=proof.result,
+                case_id=case.case_id,
+            )
+            self._cases.change(
+                tx, case.case_id, None, lambda now: replace(now, disclosure=rules.better(now.disclosure, proof.result))
+            )
+        await tx
+        return proof
+
     async def consent(self, link: Link, user_id: str | None, agreed: bool) -> Case:
         """To its being forwarded to the other person's server, after the words 'this can show who you are'."""
         case = await self.opened(link, user_id)

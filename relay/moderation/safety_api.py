@@ -25,14 +25,17 @@ from relay.moderation.case_rows import Case
 from relay.moderation.cases import Cases
 from relay.moderation.decisions import Decision, Decisions
 from relay.moderation.disclosure import Disclosures
+from relay.moderation.disclosure_form import parse_disclosure
 from relay.moderation.envelopes import Envelopes
 from relay.moderation.integrations import Integrations
+from relay.moderation.peers import Peers
+from relay.moderation.reports import MAX_REPORT_BYTES, Reports
 from relay.moderation.safety_tokens import BASE, Asking, SafetyTokens
 from relay.moderation.transparency import Transparency
 from relay.part import Part
 from relay.protocol.canonical import encode
 from relay.tables import Schema, Table
-from relay.web import JSON_HEADERS, Answer, Request, Route, get_bool, get_optional_string, get_string
+from relay.web import JSON_HEADERS, Answer, Request, Route, get_bool, get_object, get_optional_string, get_string
 
 MAX_NOTE = 10_000
 MAX_KEY = 200
@@ -69,6 +72,8 @@ class SafetyApi(Part):
         envelopes: Envelopes,
         integrations: Integrations,
         transparency: Transparency,
+        peers: Peers,
+        reports: Reports,
         audit_log: AuditLog,
     ) -> None:
         self._db = db
@@ -81,6 +86,8 @@ class SafetyApi(Part):
         self._envelopes = envelopes
         self._integrations = integrations
         self._transparency = transparency
+        self._peers = peers
+        self._reports = reports
         self._audit_log = audit_log
 
     def routes(self) -> Iterable[Route]:
@@ -95,6 +102,9 @@ class SafetyApi(Part):
         yield Route("GET", f"{one}/envelopes", self._evidence, auth="none")
         yield Route("POST", f"{one}/decision", self._decide, auth="none")
         yield Route("POST", f"{one}/appeal", self._answer_appeal, auth="none")
+        yield Route("POST", f"{one}/proof", self._proof, auth="none", max_body=MAX_REPORT_BYTES)
+        yield Route("POST", f"{one}/forward", self._forward, auth="none")
+        yield Route("GET", f"{BASE}/peers/{{server}}/keys", self._peer_keys, auth="none")
         yield Route("GET", f"{BASE}/audit", self._audit, auth="none")
         yield Route("GET", f"{BASE}/audit/checkpoint", self._checkpoint, auth="none")
         yield Route("POST", f"{BASE}/audit/acknowledge", self._acknowledge, auth="none")
@@ -131,6 +141,7 @@ class SafetyApi(Part):
             "proofs": await self._disclosures.of_case(case.case_id),
             "decisions": [one.as_json() for one in await self._decisions.of_case(case.case_id)],
             "appeals": [one.as_json() for one in await self._appeals.of_case(case.case_id)],
+            "forwards": await self._peers.of_case(case.case_id),
             "joined": [other.case_id for other in await self._cases.same_as(case.case_id)],
             "history": [
                 {
@@ -289,6 +300,28 @@ class SafetyApi(Part):
         if not text.isascii() or not text.isdigit() or len(text) > 15:
             raise InvalidParam('If-Match is the ETag that the case was read with, such as "3".')
         return asking, request.params["reportId"], int(text)
+
+    # --- other servers' moderators
+
+    async def _proof(self, request: Request) -> Answer:
+        """Of a forwarded report: what its envelope held is checked against the event that lies here."""
+        asking, case_id, _ = await self._asked(request, "reports:decide")
+        case = await self._cases.for_moderator(case_id, asking.actor)
+        proof = await self._reports.prove_forwarded(case, asking.actor, parse_disclosure(request.json()))
+        return {"result": proof.result, "proofs": [one.shown() for one in proof.items]}
+
+    async def _forward(self, request: Request) -> Answer:
+        asking, case_id, _ = await self._asked(request, "federation:write")
+        body = request.json()
+        return await self._peers.forward(
+            case_id, asking.actor, get_string(body, "event_id"), get_object(body, "envelope")
+        )
+
+    async def _peer_keys(self, request: Request) -> Answer:
+        await self._tokens.require(request, "federation:write")
+        server = request.params["server"]
+        keys = await self._peers.keys_of(server, request.query.get("about"))
+        return {"server": server, "keys": [{"key_id": one.key_id, "public": one.text} for one in keys]}
 
     # --- log and figures
 

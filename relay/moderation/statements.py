@@ -28,6 +28,10 @@ _KEYS = frozenset(
 )  # fmt: skip
 
 
+def is_reason_code(text: str) -> bool:
+    return _REASON_CODE.match(text) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Chosen:
     measure: str
@@ -63,7 +67,7 @@ class Statement:
 
 def require_complete(statement: Statement, actor: str, case_id: str, *, automated: bool = False) -> Statement:
     """Raises an ApiError that says what is missing."""
-    if not _REASON_CODE.match(statement.reason_code):
+    if not is_reason_code(statement.reason_code):
         raise InvalidParam("Give a reason code: a short word of a-z, digits, '.', '_' and '-', such as harassment.")
     if not _GROUND.match(statement.ground) or len(statement.ground) > MAX_GROUND:
         raise InvalidParam(

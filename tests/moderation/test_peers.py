@@ -1,0 +1,154 @@
+"""Two relays and their moderators: a single report is handed over with its proof, decisions reach people who live elsewhere."""
+
+from __future__ import annotations
+
+import secrets
+
+import orjson
+import pytest
+
+from relay.errors import ApiError
+from relay.moderation import envelope
+from relay.moderation.disclosure_form import Item
+from relay.moderation.envelope import Recipient
+from relay.moderation.moderator_secret import ModeratorPublic
+from tests.moderation.casehouse import Desk, casework, hears, reports, token_in
+from tests.moderation.sessions import Session, disclosure
+from tests.people import Person, path, until
+from tests.town import Town
+
+FORWARDING = "\nmoderation: {forwarding: true}\n"
+
+
+async def desks(town: Town, settings: str) -> tuple[Desk, Desk]:
+    made = []
+    for nickname in ("one", "two"):
+        house = await town.relay(nickname, settings)
+        one = Desk(house, await town.user(f"mod@{nickname}"))
+        await one.opens()
+        made.append(one)
+    return made[0], made[1]
+
+
+async def threatened(town: Town) -> tuple[Person, Person, str, str, Session]:
+    """Bob of the other server threatens Alice."""
+    alice, bob = await town.users("alice@one", "bob@two")
+    room = await alice.creates_room(with_=bob)
+    session = Session()
+    said = await bob.sends(room, session.says(room, "an ugly word"))
+    assert await alice.sees(said)
+    return alice, bob, room, said, session
+
+
+async def test_a_report_is_handed_over_and_answered(town: Town) -> None:
+    here, there = await desks(town, FORWARDING)
+    alice, bob, room, said, session = await threatened(town)
+    await reports(alice, room, said, "he does this every day", **{"org.relay.category": "threat"})
+    work = casework(here.house)
+    link = await work.links.look(token_in(await hears(alice, "Your report has the number")))
+    proof = await work.reports.attach_proof(link, alice.id, disclosure(Item(said, 0, session.prk(0))))
+    assert proof.result == "verified_remote", "the other server attests who sent it"
+    [case] = await here.queue()
+
+    # On the moderator's machine: opened with her key, and only what proves this message sealed to their keys.
+    [item] = (await here.reads(case["id"]))["evidence"][0]["items"]
+    keys = (await here.asks("GET", f"peers/{path(there.house.name)}/keys"))["keys"]
+    to = [Recipient(one["key_id"], "", ModeratorPublic.read(one["public"])) for one in keys]
+    forward_id = secrets.token_urlsafe(16)
+    told = {
+        "v": 1,
+        "alg": "m.megolm.v1.aes-sha2",
+        "good_faith": True,
+        "items": [{k: item[k] for k in ("event_id", "index", "prk")}],
+    }
+    sealed = envelope.seal(orjson.dumps(told), case_id=forward_id, version=1, to=to).json()
+    body = {"event_id": said, "envelope": sealed}
+    refused = await here.person.is_refused(here.asks("POST", f"reports/{case['id']}/forward", body))
+    assert "has not agreed" in refused.text, "never without the reporter's consent"
+    await work.reports.consent(link, alice.id, True)
+    await here.asks("POST", f"reports/{case['id']}/forward", body)
+    again = await here.person.is_refused(here.asks("POST", f"reports/{case['id']}/forward", body))
+    assert again.status == 409, "one bundle for each event"
+
+    # At the other server's desk: no reporter, no category, no words; the proof is checked against what lies there.
+    await hears(there.person, "Report 1 has come (other)")
+    [row] = await there.queue()
+    assert (row["kind"], row["peer"], row["category"], row["user_id"]) == (
+        "forwarded",
+        here.house.name,
+        "other",
+        bob.id,
+    )
+    shown = str(await there.asks("GET", f"reports/{row['id']}"))
+    assert alice.id not in shown and "threat" not in shown
+    [held] = (await there.reads(row["id"]))["forward"]
+    checked = await there.asks("POST", f"reports/{row['id']}/proof", held)
+    assert checked["result"] == "verified", "its own account sent it"
+    await there.decides(row["id"], {"measure": "lock"})
+    assert (await bob.is_refused(bob.syncs())).errcode == "M_USER_LOCKED"
+
+    # The answer comes back: words of fixed lists.
+    await hears(here.person, "The other server has answered")
+    [forwarded] = (await here.asks("GET", f"reports/{case['id']}"))["forwards"]
+    assert orjson.loads(forwarded["answer"])["measures"] == ["lock"]
+    for house in (here.house, there.house):
+        assert (await house.command("moderation.verify"))["sound"]
+        assert not (await house.command("audit"))["findings"]
+
+
+async def test_a_decision_reaches_a_person_who_lives_elsewhere(town: Town) -> None:
+    here, there = await desks(town, "")
+    alice, bob, room, said, _ = await threatened(town)
+    await reports(alice, room, said)
+    [case] = await here.queue()
+    facts = "Sent threats to another person, quixotic-pergola."
+    await here.decides(case["id"], {"measure": "block_room", "target": room}, facts=facts)
+    notice = await hears(bob, "The moderators of another server have decided something about you")
+
+    async def is_told() -> bool:
+        [decision] = (await here.asks("GET", f"reports/{case['id']}"))["decisions"]
+        return bool(decision["told_other_server"] == "told")
+
+    assert await until(is_told)
+    work = casework(there.house)
+    link = await work.links.look(token_in(notice))
+    _, [decision] = await work.appeals.opened(link, bob.id)
+    assert decision.reasons()["facts"] == facts and decision.reasons()["ground"] == "terms:4.2", "asked for just now"
+    for file in there.house.files():
+        assert b"quixotic-pergola" not in file.read_bytes(), "and kept nowhere there"
+    assert not await there.queue(state="all"), "it is no case of theirs"
+    await work.appeals.file(link.case_id, bob.id, "it was a joke, saturnine-lozenge")
+    [row] = await here.queue()
+    assert row["state"] == "appealed"
+    assert (await here.reads(case["id"]))["appeal"] == [
+        {"side": "subject", "words": "it was a joke, saturnine-lozenge"}
+    ]
+    for house in (here.house, there.house):
+        for file in house.files():
+            assert b"saturnine-lozenge" not in file.read_bytes()
+    await here.asks(
+        "POST", f"reports/{case['id']}/appeal",
+        {"verdict": "reversed", "reason_code": "mistake", "ground": "terms:4.2", "facts": "It was a joke between friends."},
+    )  # fmt: skip
+    await hears(bob, "was looked at again, and it was changed")
+    # Where forwarding is off nothing is handed over and nothing is taken.
+    for desk in (here, there):
+        with pytest.raises(ApiError, match="forwarding is off"):
+            casework(desk.house).peers.require_forwarding()
+
+
+async def test_a_server_that_takes_no_decisions(town: Town) -> None:
+    here, _ = await desks(town, "")
+    alice, bob, room, said, _ = await threatened(town)
+    await reports(alice, room, said)
+    [case] = await here.queue()
+    town.cut("one", "two")
+    await here.decides(case["id"], {"measure": "block_room", "target": room})
+    town.clock.forward(hours=25)
+
+    async def is_given_up() -> bool:
+        [decision] = (await here.asks("GET", f"reports/{case['id']}"))["decisions"]
+        return bool(decision["told_other_server"] == "not reached")
+
+    assert await until(is_given_up), "the case says so"
+    del bob
