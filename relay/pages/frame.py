@@ -157,6 +157,8 @@ class Frame:
             status=status, text=html, content_type="text/html", charset="utf-8",
             headers={**HEADERS, "Content-Security-Policy": POLICY.format(nonce=nonce)},
         )  # fmt: skip
+        if _is_encrypted(request):
+            answer.headers["Strict-Transport-Security"] = "max-age=31536000"
         if visit.new:
             self.set_cookie(request, answer, visit)
         return answer

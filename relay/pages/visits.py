@@ -1,8 +1,8 @@
 """Who is looking at a page: the cookie of a visit, and the person who signed in with it.
 
 A guest's cookie is remembered nowhere; signing in makes a new one, of which only the hash is stored. `proved` names the
-factors a person gave: a password today, a second factor beside it once there is one (`factors_due`). Whether she may
-still come in is looked up for each page. A locked or closed account gets a visit that opens the appeal page alone.
+factors a person gave: a password today, a second factor beside it once there is one. Whether she may still come in is
+looked up for each page. A locked or closed account gets a visit that opens the appeal page alone.
 """
 
 from __future__ import annotations
@@ -125,11 +125,6 @@ class Visits(Part):
     def end_all(self, tx: Tx, user_id: str) -> None:
         """Of one person: her password changed, or her account was closed."""
         tx.run("DELETE FROM visits WHERE user_id = $1", user_id)
-
-
-def factors_due(proved: frozenset[str]) -> frozenset[str]:
-    """What a person still has to prove before a visit begins. A second factor will be asked for here."""
-    return frozenset({PASSWORD}) - proved
 
 
 def _find(query: Query, digest: bytes, now: int) -> tuple[str, str, str, int, int, int, int, int] | None:
