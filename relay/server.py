@@ -84,6 +84,7 @@ from relay.moderation import assembled as moderation_assembled
 from relay.moderation.acting import Means
 from relay.moderation.casework import Ground
 from relay.moderation.doorkeeping import Doorkeeping
+from relay.moderation.own_rooms import NAMES as OWN_NAMES
 from relay.moderation.own_rooms import ReservedNames
 from relay.own_keys import OwnKeys
 from relay.pages import assembled as pages_assembled
@@ -385,6 +386,7 @@ class Server:
             ),
         )  # fmt: skip
         self._parts += moderation.parts
+        contact_gate.own_accounts.update(f"@{localpart}:{name}" for localpart in OWN_NAMES)
 
         # What a browser shows.
         pages = pages_assembled.assemble(

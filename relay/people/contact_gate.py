@@ -175,7 +175,10 @@ class ContactGate(Part, OpenDoors):
                 self._asked_for.add(key)
             self._news.append(key)
             self._woken.set()
-        elif key in self._judged or room.room_id in self._held.get(user_id, ()):
+        elif before == "invite" or key in self._judged or room.room_id in self._held.get(user_id, ()):
+            # Also where it is being judged at this moment. Whoever has joined knows of the room, and hears of all that follows.
+            if now == "join":
+                self._drop_held(user_id, room.room_id)
             self._news.append(key)
             self._woken.set()
 
@@ -223,6 +226,9 @@ class ContactGate(Part, OpenDoors):
 
         def take() -> None:
             self._asked_for.discard((user_id, room_id))
+            mine = self._rooms.memberships(user_id).get(room_id)
+            if mine is None or mine.membership != "invite":
+                return  # answered meanwhile: its row goes with the news of that
             self._judged[(user_id, room_id)] = event_id
             if held is not None:
                 self._held.setdefault(user_id, {})[room_id] = held

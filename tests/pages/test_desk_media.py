@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import os
 import struct
+import sys
 import zlib
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -15,7 +17,7 @@ from tests.moderation.sessions import Session, b64
 from tests.pages.browsers import Browsers
 from tests.pages.desk_people import has_keys, makes_moderator, opens_evidence, puts_key_in, reports
 from tests.people import Json, Person
-from tests.town import Town
+from tests.town import ROOT, Town
 
 SIDE = 48
 
@@ -92,7 +94,7 @@ async def test_a_moderator_decides_without_scripts(town: Town, browsers: Browser
     house = await town.relay("one")
     alice, victim, mallory = await town.users("alice@one", "victim@one", "mallory@two")
     await makes_moderator(house, alice)
-    await has_keys(house, alice)
+    secret = await has_keys(house, alice)
     room = await victim.creates_room(with_=mallory)
     sent = await mallory.sends(room)
     assert await victim.sees(sent)
@@ -103,7 +105,13 @@ async def test_a_moderator_decides_without_scripts(town: Town, browsers: Browser
     assert await reader.reads("Opening needs scripts") and not await reader.reads("Suspend"), "she is not of this relay"
     async with reader.page.expect_download() as loading:
         await reader.page.get_by_role("button", name="Download sealed").click()
-    assert "wraps" in (await (await loading.value).path()).read_text(), "for the offline opener"
+    saved = await (await loading.value).path()
+    opener = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "relay", "desk", "open", str(saved), "--passphrase-stdin", cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    said, _ = await opener.communicate(f"{secret.text}\n".encode())
+    assert "please look at this" in said.decode(), "the offline opener takes what the desk gives"
     await reader.presses("Take it")
     await reader.page.get_by_label("Block a server").check()
     await reader.page.locator("select[name=reason]").select_option("spam")

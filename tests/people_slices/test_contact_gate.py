@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.people import Person, until
+from tests.people import Person, path, until
 from tests.sync.connection import Connection, a_list
 from tests.town import Town, Within
 
@@ -106,6 +106,27 @@ async def test_a_contact_link_lets_a_stranger_through(town: Town) -> None:
         room = await person.creates_room()
         await person.invites_to(room, eve)
         assert await until(lambda room=room: _waits(home, eve, room)), f"{person.name} is a stranger (again)"
+
+
+async def test_who_takes_an_invite_at_once_is_not_hidden_from_herself(town: Town) -> None:
+    home = await town.relay("one", CLOSED)
+    eve, fan = await town.users("eve@one", "fan@one")
+    for _ in range(5):
+        room = await fan.creates_room()
+        await fan.invites_to(room, eve)
+        await eve.joins(room)  # her app was told of the room in another way, and is faster than the judgement
+        assert await until(lambda room=room: _is_settled(home, eve, room)), "a joined room waits nowhere"
+        await eve.syncs()
+        assert room in eve.rooms
+        await eve.leaves(room)
+        await eve.syncs()
+        assert room in eve.left, "and leaving it is told"
+    await eve.calls("POST", path("rooms", room, "report"), {"reason": "they do not stop"})
+    assert await eve.notices(lambda: len(eve.rooms) == 1), "the relay's own notices pass the gate"
+
+
+async def _is_settled(house: Within, person: Person, room: str) -> bool:
+    return (person.id, room) not in _gate(house)._judged and room not in await _held(house, person)
 
 
 async def test_nobody_is_refused_and_knocking_is_asking(town: Town) -> None:
