@@ -19,10 +19,10 @@ import orjson
 from relay import folder
 from relay.errors import BadJson
 from relay.moderating import Grammar, Tell
-from relay.moderation import envelope, evidence, megolm, proof_tool
+from relay.moderation import bundle, envelope, evidence, megolm, proof_tool
 from relay.moderation.disclosure_form import MAX_ITEMS
-from relay.moderation.envelope import Envelope, NotOpened
-from relay.moderation.moderator_secret import lock
+from relay.moderation.envelope import Envelope, NotOpened, Recipient, TooFewKeys
+from relay.moderation.moderator_secret import BadKey, lock
 from relay.moderation.proof_tool import Made, NoProof
 from relay.moderator_line import asked, key_arguments, key_from
 from relay.protocol.canonical import from_base64
@@ -65,6 +65,23 @@ class ProofLine:
         opens.add_argument("file", type=Path, metavar="FILE", help="envelopes as the relay gave them (JSON)")
         opens.add_argument("--case", metavar="ID", help="the case that they have to belong to")
         key_arguments(opens, "--key", "the file with your key; else you are asked for it")
+        forward = desk.add(
+            "forward", self._forward, "seal one proved message to another relay's moderators, without who reported it; works offline",
+            "case.json --event EVENT_ID --to their-keys.json --out bundle.json --key alice.key", data=False,
+        )  # fmt: skip
+        forward.add_argument(
+            "file", type=Path, metavar="FILE", help="the case's envelopes as the relay gave them (JSON)"
+        )
+        forward.add_argument("--event", required=True, metavar="ID", help="which message")
+        forward.add_argument(
+            "--to",
+            type=Path,
+            required=True,
+            metavar="FILE",
+            help="the other relay's keys as yours verified them (JSON)",
+        )
+        forward.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to be made")
+        key_arguments(forward, "--key", "the file with your key; else you are asked for it")
         keep = desk.add("key", self._keep, "put a key into a file, under a passphrase", "--out alice.key", data=False)
         keep.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to be made")
         keep.add_argument(
@@ -109,6 +126,39 @@ class ProofLine:
                 {"case_id": sealed.case_id, "version": sealed.version, "kind": value.get("kind"), **_content(text)}
             )
         return self._tell(arguments, opened, _opened_words)
+
+    def _forward(self, arguments: argparse.Namespace) -> int:
+        try:
+            server, to = bundle.read_recipients(_json(_text(arguments.to)))
+        except BadKey as bad:
+            raise OperatorError(str(bad)) from bad
+        secret = key_from(arguments, "key")
+        for value in _envelopes(_text(arguments.file)):
+            if value.get("forgotten") or value.get("kind") not in (None, "evidence"):
+                continue
+            try:
+                sealed = Envelope.read(value)
+                text = envelope.open_with(secret, sealed, case_id=sealed.case_id, version=sealed.version)
+            except NotOpened as bad:
+                raise OperatorError(str(bad)) from bad
+            for item in orjson.loads(text).get("items", ()):
+                if item.get("event_id") == arguments.event and item.get("plaintext") is not None:
+                    return self._forwarded(arguments, server, to, item)
+        raise OperatorError("None of these envelopes holds a proof of that message. See: relay desk open")
+
+    def _forwarded(
+        self, arguments: argparse.Namespace, server: str, to: Sequence[Recipient], item: Mapping[str, Any]
+    ) -> int:
+        try:
+            made = bundle.sealed_to(to, item)
+        except TooFewKeys as bad:
+            raise OperatorError(
+                f"{server} gave fewer than two keys, so nothing is sealed to it. Write to its operators instead."
+            ) from bad
+        body = {"event_id": item["event_id"], "envelope": made.json()}
+        folder.write_durably(arguments.out, orjson.dumps(body) + b"\n", folder.SECRET_MODE)
+        result = {"server": server, "sha256": made.digest.hex(), "file": str(arguments.out)}
+        return self._tell(arguments, result, _forwarded_words)
 
     def _keep(self, arguments: argparse.Namespace) -> int:
         arguments.key = None
@@ -165,6 +215,8 @@ def _content(text: bytes) -> dict[str, Any]:
         return {"text": text.decode("utf-8", "replace")}
     if not isinstance(value, dict) or not isinstance(value.get("items"), list):
         return {"content": value}
+    if "relay.evidence" not in value:
+        return {"disclosure": value}
     messages = []
     for item in value["items"]:
         shown = {
@@ -212,6 +264,18 @@ def _text(path: Path) -> str:
         raise OperatorError(f"{path} can't be read: {bad.strerror}. Check its name.") from bad
 
 
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise OperatorError(
+            "This file holds no list of another relay's keys. Save what your relay answers under /_relay/safety/v1/peers/SERVER/keys."
+        )
+    return value
+
+
 # --- words ---------------------------------------------------------------------------------------------------------
 
 
@@ -247,6 +311,13 @@ def _proof_words(made: Sequence[Made], code: str) -> str:
     return "\n".join(lines)
 
 
+def _forwarded_words(result: Any) -> str:
+    return (
+        f"{result['file']} can be opened by the moderators of {result['server']} only, and names neither reporter nor reason. "
+        "Hand it to your relay: POST /_relay/safety/v1/reports/CASE/forward"
+    )
+
+
 def _opened_words(result: Any) -> str:
     lines = []
     for one in result:
@@ -267,6 +338,16 @@ def _opened_words(result: Any) -> str:
                 lines += [harmless(f"    {message['text']}"), f"    checked again here: {message['checked_again']}"]
         if "text" in one:
             lines.append(harmless(f"  {one['text']}"))
+        if "disclosure" in one:
+            events = ", ".join(
+                str(item.get("event_id")) for item in one["disclosure"]["items"] if isinstance(item, dict)
+            )
+            lines.append(
+                harmless(
+                    f"  a proof of {events}, from another relay's moderators. With --json it is what your relay checks:"
+                )
+            )
+            lines.append("  POST /_relay/safety/v1/reports/CASE/proof")
         if "content" in one:
             lines.append(harmless("  " + orjson.dumps(one["content"], option=orjson.OPT_INDENT_2).decode()))
     return "\n".join(lines) or "There is no envelope in this file."

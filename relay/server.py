@@ -86,6 +86,7 @@ from relay.moderation.casework import Ground
 from relay.moderation.doorkeeping import Doorkeeping
 from relay.moderation.own_rooms import NAMES as OWN_NAMES
 from relay.moderation.own_rooms import ReservedNames
+from relay.moderation.proving import Sources
 from relay.own_keys import OwnKeys
 from relay.pages import assembled as pages_assembled
 from relay.part import Part
@@ -377,7 +378,8 @@ class Server:
 
         # Reports, decisions, and the log of both.
         moderation = moderation_assembled.assemble(
-            db, clock, users, rooms, viewing, kept_keys.verified_here, media.held,
+            db, clock, users, rooms, viewing,
+            Sources(kept_keys.verified_here, media.held),
             Means(devices, account, moderated, sender, members, keeping),
             Ground(
                 appender, seal, key, settings.rooms.default_version, settings.public_base_url or f"https://{name}",

@@ -15,8 +15,7 @@ from relay.moderation import proving as proving_parts
 from relay.moderation.acting import Acting, Means
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.casework import Casework, Ground
-from relay.moderation.disclosure import HeldMedia, VerifiedHere
-from relay.moderation.proving import Check, Proving
+from relay.moderation.proving import Check, Proving, Sources
 from relay.part import Part
 from relay.rooms.rooms import Rooms
 from relay.rooms.viewing import Viewing
@@ -44,13 +43,12 @@ def assemble(
     users: Users,
     rooms: Rooms,
     viewing: Viewing,
-    verified_here: VerifiedHere,
-    held_media: HeldMedia,
+    sources: Sources,
     means: Means,
     ground: Ground,
 ) -> Moderation:
     audit_log = AuditLog(db, clock, users.server_name)
-    proving = proving_parts.assemble(db, clock, users, rooms, viewing, verified_here, held_media, audit_log)
+    proving = proving_parts.assemble(db, clock, users, rooms, viewing, sources, audit_log)
     acting = acting_parts.assemble(db, clock, users, rooms, means, audit_log, proving.keys)
     casework = casework_parts.assemble(db, clock, users, rooms, ground, audit_log, proving, acting)
     commands = {**proving.commands, **acting.commands, **casework.commands}

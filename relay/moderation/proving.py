@@ -21,6 +21,14 @@ Check = Callable[[], Awaitable[list[dict[str, str]]]]
 
 
 @dataclass(frozen=True, slots=True)
+class Sources:
+    """What the rest of the house gives to proof. Neither opens a connection."""
+
+    verified_here: VerifiedHere
+    held_media: HeldMedia
+
+
+@dataclass(frozen=True, slots=True)
 class Proving:
     keys: ModeratorKeys
     envelopes: Envelopes
@@ -46,11 +54,11 @@ def assemble(
     users: Users,
     rooms: Rooms,
     viewing: Viewing,
-    verified_here: VerifiedHere,
-    held_media: HeldMedia,
+    sources: Sources,
     audit_log: Records | None,
 ) -> Proving:
     keys = ModeratorKeys(db, clock, users.server_name, users, audit_log)
     envelopes = Envelopes(db, clock, keys, audit_log)
-    disclosures = Disclosures(db, rooms, viewing, envelopes, verified_here, held_media, users.server_name)
+    name = users.server_name
+    disclosures = Disclosures(db, rooms, viewing, envelopes, sources.verified_here, sources.held_media, name)
     return Proving(keys, envelopes, disclosures)

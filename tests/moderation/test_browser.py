@@ -10,12 +10,20 @@ from typing import Any
 import nio
 import pytest
 
-from relay.moderation import envelope, key_list
+from relay.moderation import envelope, key_list, megolm
 from relay.moderation.disclosure_form import parse_code
 from relay.moderation.envelope import Envelope, Recipient
+from relay.moderation.megolm import Unproven, prk_of
 from relay.moderation.moderator_secret import ModeratorSecret, lock, unlock
+from relay.moderation.proof import Proof, ProvedItem
+from relay.proof_line import checked_again
+from relay.protocol import event as events
+from relay.protocol.signing import SigningKey
+from relay.protocol.versions import VERSIONS
 from scripts.proof_page import PAGE, with_hashes
 from tests.moderation.browser import chromium
+from tests.moderation.sessions import Forged, Session, b64, inner
+from tests.moderation.test_megolm import ODD
 from tests.nio_people import Nio, good
 from tests.town import Town
 
@@ -134,9 +142,8 @@ async def in_the_proof_tool(browser: Any, export: Path, events: list[Any], folde
 @pytest.fixture
 def desk_page(tmp_path: Path) -> Path:
     page = tmp_path / "desk.html"
-    page.write_text(
-        f"<!doctype html><title>t</title><script>{(STATIC / 'envelope.js').read_text('utf-8')}</script>", "utf-8"
-    )
+    scripts = "".join(f"<script>{(STATIC / name).read_text('utf-8')}</script>" for name in ("envelope.js", "verify.js"))
+    page.write_text(f"<!doctype html><title>t</title>{scripts}", "utf-8")
     return page
 
 
@@ -206,11 +213,69 @@ async def test_webcrypto_opens_what_the_relay_sealed(desk_page: Path) -> None:
     assert third.keys[3].public == made.public, "and a list that it signed follows here"
 
 
+def proved(**change: Any) -> dict[str, Any]:
+    """An item of opened evidence, as the relay seals it."""
+    session, room = Session(), "!room:one"
+    content = change.pop("content", None) or session.says(room, "ünd so weiter")
+    pdu = {
+        "room_id": room, "type": "m.room.encrypted", "sender": "@eve:one", "content": content, "depth": 5,
+        "prev_events": [], "auth_events": [], "origin_server_ts": 1, **change.pop("more", {}),
+    }  # fmt: skip
+    version, prk = change.pop("version", "11"), change.pop("prk", None) or session.prk(0)
+    event = events.sign(pdu, VERSIONS[version], "one", SigningKey.generate("ed25519:a"))
+    try:
+        plaintext = megolm.open_message(content, prk, 0, room).plaintext
+    except Unproven as not_so:
+        plaintext = not_so.plaintext or b""
+    item = ProvedItem(
+        event.id, "verified", sender="@eve:one", room_id=room, index=0, room_version=version, pdu=event.pdu, plaintext=plaintext, prk=prk
+    )  # fmt: skip
+    return {**json.loads(Proof((item,)).evidence())["items"][0], **change}
+
+
+async def test_a_moderators_browser_checks_again_what_it_opened(desk_page: Path) -> None:
+    sender = Forged()
+    odd = {"x": {"ä": 1, "\U0001f600": 2, "\uff5e": 3}, "origin": "one"}
+    oddly_written = sender.builds(inner("!room:one", "odd"), payload=ODD["the other order"])
+    twice = sender.builds(b'{"type":"t","content":{"a":1,"a":2},"room_id":"!room:one"}')
+    good = proved()
+    cases: list[tuple[str, dict[str, Any], str | None]] = [
+        *((f"version {v}", proved(version=v, more=odd), None) for v in ("3", "6", "10", "11", "12")),
+        *((name, proved(content=sender.builds(inner("!room:one", name), payload=form), prk=sender.prk(0)), None) for name, form in ODD.items()),
+        ("the raw form", proved(content=sender.builds(inner("!room:one", "x"), payload=ODD["no index"], canonical=False), prk=sender.prk(0)), None),
+        ("changed content", {**good, "pdu": {**good["pdu"], "content": oddly_written}}, "V3"),
+        ("another sender", {**good, "sender": "@alice:one"}, "V4"),
+        ("another event", {**good, "event_id": "$" + "a" * 43}, "V4"),
+        ("another version", {**good, "room_version": "x"}, "V3"),
+        ("another index", {**good, "index": 1}, "V6"),
+        ("another key", {**good, "prk": b64(bytes(32))}, "V8"),
+        ("no signature", proved(content=sender.builds(inner("!room:one", "x"), sign=False), prk=sender.prk(0)), "V7"),
+        ("another text than the one that opens", {**good, "plaintext": b64(b'{"type":"t","content":{},"room_id":"!room:one"}')}, "V9"),
+        ("a key twice", proved(content=twice, prk=sender.prk(0)), "V10"),
+        ("a wrong room", proved(content=sender.builds(inner("!other:one", "x")), prk=sender.prk(0)), "V10"),
+        ("nothing", {}, "V3"),
+    ]  # fmt: skip
+    recipients = [ModeratorSecret.make() for _ in range(2)]
+    lines = [one.public.text for one in recipients]
+    async with chromium() as browser:
+        page = await browser.new_page()
+        await page.goto(desk_page.as_uri())
+        for name, item, expected in cases:
+            assert await page.evaluate("(item) => relayVerify.item(item)", item) == expected, name
+            if expected is None:
+                assert checked_again(item) is None, f"{name}: and so says the command line"
+        sealed = await page.evaluate(
+            "async (lines) => relayKeys.sealEnvelope(new TextEncoder().encode('sealed in a browser'), 'forward', 1, "
+            "await Promise.all(lines.map(relayKeys.readPublic)))",
+            lines,
+        )
+    assert (
+        envelope.open_with(recipients[1], Envelope.read(sealed), case_id="forward", version=1) == b"sealed in a browser"
+    )
+
+
 async def test_the_ratchet_of_the_page_is_the_one_of_clients(desk_page: Path) -> None:
     """Across every wrap of its four parts, from keys that begin early or late."""
-    from relay.moderation.megolm import prk_of
-    from tests.moderation.sessions import Session
-
     session = Session()
     page_text = PAGE.read_text("utf-8")
     tools = page_text[page_text.index("  const ratchetTo") : page_text.index("  const openWith")]

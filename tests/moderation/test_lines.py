@@ -13,7 +13,7 @@ from nio.crypto.key_export import encrypt_and_save
 
 from relay.__main__ import main
 from relay.moderation import envelope
-from relay.moderation.disclosure_form import parse_code
+from relay.moderation.disclosure_form import parse_code, parse_disclosure
 from relay.moderation.envelope import Recipient
 from relay.moderation.moderator_secret import ModeratorSecret, lock
 from relay.moderation.proof import Proof, ProvedItem
@@ -226,5 +226,37 @@ def test_a_moderator_opens_and_checks_again_without_a_browser(relay: Terminal, t
     assert "another case" not in opens(saved(Proof((item(),))), own, "--case", "case-1")
     assert "The wrapped key was changed" in opens(saved(Proof((item(),)), version=2), ends=1)
     assert "forgotten" in opens(saved(Proof((item(),)), forgotten=True))
+    # To another relay's moderators: one message, and nothing that says who reported it.
+    theirs = [ModeratorSecret.make(), ModeratorSecret.make()]
+    published = tmp_path / "their-keys.json"
+    keys = [{"key_id": one.public.key_id, "public": one.public.text} for one in theirs]
+    published.write_text(json.dumps({"server": "two", "keys": keys}))
+    made = tmp_path / "bundle.json"
+    words = (
+        "desk",
+        "forward",
+        saved(Proof((item(),))),
+        "--to",
+        str(published),
+        "--out",
+        str(made),
+        "--passphrase-stdin",
+    )
+    relay(*words, "--event", event.id, given=own.text, data=False)
+    body = json.loads(made.read_text())
+    assert body["event_id"] == event.id
+    made.write_text(json.dumps(body["envelope"]))
+    assert f"a proof of {event.id}" in opens(str(made), theirs[0])
+    [there] = json.loads(opens(str(made), theirs[1], "--json"))
+    [given] = parse_disclosure({**there["disclosure"], "category": "other"}).items
+    assert (given.event_id, given.index, given.prk) == (event.id, 0, session.prk(0)), (
+        "what their relay checks by itself"
+    )
+    assert "not sealed to your key" in opens(str(made), own, ends=1)
+    assert "None of these envelopes" in relay(*words, "--event", "$other", given=own.text, data=False, ends=1)
+    published.write_text(json.dumps({"server": "two", "keys": keys[:1]}))
+    assert "fewer than two keys" in relay(*words, "--event", event.id, given=own.text, data=False, ends=1)
+    published.write_text(json.dumps({"server": "two", "keys": [5, 6]}))
+    assert "begins with rmp1-" in relay(*words, "--event", event.id, given=own.text, data=False, ends=1)
     (tmp_path / "no.json").write_text("[5]")
     assert "no envelopes" in opens(str(tmp_path / "no.json"), ends=1)

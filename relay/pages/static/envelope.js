@@ -125,6 +125,12 @@ const relayKeys = (() => {
   const makeKey = () => keyOf(crypto.getRandomValues(new Uint8Array(SECRET_BYTES)));
   const secretText = (key) => written(SECRET_MARK, key.secret);
   const publicText = (key) => written(PUBLIC_MARK, join(key.sealKey, key.signKey));
+  /* A listed key from the line in which public halves are passed on. */
+  const readPublic = async (given) => {
+    const raw = await readWritten(given, PUBLIC_MARK, 2 * KEY_BYTES, "the public half of a moderator's key");
+    const sealKey = raw.subarray(0, KEY_BYTES), signKey = raw.subarray(KEY_BYTES);
+    return { key_id: await keyIdOf(sealKey, signKey), seal_key: toBase64(sealKey), sign_key: toBase64(signKey) };
+  };
   const readSecret = async (given) => keyOf(await readWritten(given, SECRET_MARK, SECRET_BYTES, "a moderator's key"));
 
   const stretched = async (passphrase, salt, iterations) => {
@@ -222,6 +228,17 @@ const relayKeys = (() => {
   };
   /* The bytes in that case's envelope of that version. */
   const openEnvelope = async (key, envelope, caseId, version) => bodyOf(await dekOf(key, envelope, caseId, version), envelope);
+  /* A text sealed to these keys: entries with `key_id` and `seal_key`, such as those of another relay's moderators. */
+  const sealEnvelope = async (plaintext, caseId, version, keys) => {
+    if (new Set(keys.map((one) => one.key_id)).size < MIN_KEYS) throw new Refused("There are fewer than two keys to seal to.");
+    const dek = crypto.getRandomValues(new Uint8Array(32)), iv = crypto.getRandomValues(new Uint8Array(12));
+    const by = await crypto.subtle.importKey("raw", dek, "AES-GCM", false, ["encrypt"]);
+    const how = { name: "AES-GCM", iv, additionalData: bound(caseId, version, null) };
+    const body = new Uint8Array(await crypto.subtle.encrypt(how, by, plaintext));
+    const wraps = {};
+    for (const one of keys) wraps[one.key_id] = toBase64(await wrapTo(fromBase64(one.seal_key), dek, bound(caseId, version, one.key_id)));
+    return { v: 1, case_id: caseId, version, iv: toBase64(iv), body: toBase64(body), wraps };
+  };
   /* Wraps for listed keys that the envelope lacks: {key_id: wrap}. `listed` are entries of a list that `followChain` returned. */
   const rewrapEnvelope = async (key, envelope, listed) => {
     const dek = await dekOf(key, envelope, envelope.case_id, envelope.version);
@@ -312,18 +329,13 @@ const relayKeys = (() => {
   };
   /* The next list with one key more (`publicLine` as `publicText` writes it), signed. It counts a day later. */
   const addToList = async (key, before, userId, kind, publicLine, now) => {
-    const raw = await readWritten(publicLine, PUBLIC_MARK, 2 * KEY_BYTES, "the public half of a moderator's key");
-    const sealKey = raw.subarray(0, KEY_BYTES), signKey = raw.subarray(KEY_BYTES);
-    const added = {
-      key_id: await keyIdOf(sealKey, signKey), user_id: userId, kind,
-      seal_key: toBase64(sealKey), sign_key: toBase64(signKey), active_ts: now + DAY,
-    };
+    const added = { ...await readPublic(publicLine), user_id: userId, kind, active_ts: now + DAY };
     return signList(key, before, [...before.keys, added], now);
   };
   const removeFromList = (key, before, keyId, now) => signList(key, before, before.keys.filter((one) => one.key_id !== keyId), now);
 
   return {
-    Refused, toBase64, fromBase64, makeKey, keyOf, secretText, publicText, readSecret, lockKey, unlockKey,
-    openEnvelope, rewrapEnvelope, answerTest, followChain, listDigest, counting, addToList, removeFromList,
+    Refused, toBase64, fromBase64, makeKey, keyOf, secretText, publicText, readPublic, readSecret, lockKey, unlockKey,
+    openEnvelope, sealEnvelope, rewrapEnvelope, answerTest, followChain, listDigest, counting, addToList, removeFromList,
   };
 })();
