@@ -85,7 +85,7 @@ class Synapse:
             "trusted_key_servers": [],
             "suppress_key_server_warning": True,
             "serve_server_wellknown": False,
-            "presence": {"enabled": False},
+            "presence": {"enabled": True},
             "report_stats": False,
             "enable_registration": True,
             "enable_registration_without_verification": True,

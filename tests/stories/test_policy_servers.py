@@ -2,60 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from federation.queries import Queries
-from relay.errors import ApiError, Forbidden, Unrecognized
+from relay.errors import ApiError, Forbidden
 from relay.protocol import event as events
-from relay.protocol.event import signing_bytes
-from relay.protocol.signing import SigningKey
-from relay.protocol.versions import VERSIONS
-from relay.web import Request, Route
 from tests.forger import Forger
 from tests.people import ciphertext
+from tests.policy_office import Office
 from tests.town import Town, Within
-
-
-class Office:
-    """What a policy server does beside being a server: signs what it is asked about, unless it is told not to."""
-
-    def __init__(self) -> None:
-        self.key = SigningKey.generate("policy_server")
-        self.old = False
-        self.refusal: ApiError | None = None
-        self.asked: list[str] = []
-        self.paths: list[str] = []
-
-    @property
-    def public_key(self) -> str:
-        return self.key.verify_key_base64
-
-    def routes(self) -> Iterable[Route]:
-        for path in ("/_matrix/policy/v1/sign", "/_matrix/policy/unstable/org.matrix.msc4284/sign"):
-            yield Route("POST", path, self._sign, auth="server", serves="federation")
-
-    async def _sign(self, request: Request) -> dict[str, Any]:
-        path = request.http.path
-        if self.old and "unstable" not in path:
-            raise Unrecognized("This path is not known here.")
-        self.paths.append(path)
-        event = events.parse(request.json(), VERSIONS["12"])
-        self.asked.append(event.id)
-        if self.refusal is not None:
-            raise self.refusal
-        name = request.http.headers["Authorization"].partition('destination="')[2].partition('"')[0]
-        return {name: {"ed25519:policy_server": self.key.sign(signing_bytes(event))}}
 
 
 @pytest.fixture
 def office(monkeypatch: pytest.MonkeyPatch) -> Office:
-    office = Office()
-    usual = Queries.routes
-    monkeypatch.setattr(Queries, "routes", lambda self: [*usual(self), *office.routes()])
-    return office
+    return Office(monkeypatch)
 
 
 async def signers(house: Within, event_id: str) -> dict[str, Any]:
