@@ -349,8 +349,16 @@ class RemoteCopies(Part):
                 removed += query.run("DELETE FROM remote_media WHERE server = $1 AND media_id = $2", server, media_id)
         return removed
 
+    def reseal(self, query: Query) -> int:
+        """What was kept while the seal was open goes: those copies, and only those, have a label."""
+        if self._seal.open:
+            return 0
+        for (file,) in query.all("SELECT file FROM remote_media WHERE content_type IS NOT NULL"):
+            self.store.remove(file)
+        return query.run("DELETE FROM remote_media WHERE content_type IS NOT NULL")
+
     def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
-        known = {row[0] for row in query.all("SELECT file FROM remote_media")}
+        known: dict[str, int] = dict(query.all("SELECT file, content_type IS NOT NULL FROM remote_media"))
         count, findings = 0, []
         for file, _, _ in self.store.every():
             if file not in known:
@@ -358,6 +366,9 @@ class RemoteCopies(Part):
                 findings.append(Finding("remote_media", file or "a draft", text))
                 continue
             count += 1
+            if known[file] and not self._seal.open:
+                findings.append(Finding("remote_media", file, "kept while the seal was open"))
+                continue
             try:
                 self._seal.media(self.store.head(file, HEAD_BYTES), None)
             except Refused:
