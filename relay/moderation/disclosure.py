@@ -190,7 +190,7 @@ class Disclosures(Part):
         """V11."""
         message = megolm.parse(event.content, item.index)
         name, opening = repeats.message_name(message), repeats.opening_of(item.prk)
-        searched = await self._db.read(repeats.earlier, stored, event, message)
+        searched = await repeats.earlier(self._db, stored, event, message)
         repeats.require_one_message(searched.repeat)
         for (known,) in await self._db.read(
             lambda query: query.all("SELECT opening FROM disclosed_openings WHERE message = $1", name)

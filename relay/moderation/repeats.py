@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-from relay.db import Query
+from relay.db import Database, Query
 from relay.moderation import megolm
 from relay.moderation.evidence import ENCRYPTED
 from relay.moderation.megolm import Message, Unproven
@@ -20,7 +20,7 @@ from relay.protocol.event import Event
 from relay.rooms import store
 from relay.rooms.store import COLUMNS, GONE, REJECTED, SOFT_FAILED, Stored, stored
 
-BATCH = 1_000
+BATCH = 500
 # How far back one looks, in encrypted events of the room. A session lives for a week or a hundred messages as a rule.
 MAX_SEARCHED = 20_000
 
@@ -40,32 +40,36 @@ class Searched:
     complete: bool
 
 
-def earlier(query: Query, this: Stored, event: Event, message: Message) -> Searched:
-    """Among the events of the room that were accepted here before this one, newest first. In a reader's thread."""
-    session = message.session_id.encode()
+async def earlier(db: Database, this: Stored, event: Event, message: Message) -> Searched:
+    """Among the events of the room that were accepted here before this one, newest first. In small steps: a long search must
+    not keep a reader's thread from everybody else."""
     found: Repeat | None = None
     before, searched = this.pos, 0
     while before is not None and searched < MAX_SEARCHED:
-        rows = query.all(
-            f"SELECT {COLUMNS} FROM events e WHERE e.room_nid = $1 AND e.pos < $2 AND e.pos IS NOT NULL AND e.type = $3 "
-            f"AND (e.marks & {REJECTED | SOFT_FAILED}) = 0 ORDER BY e.pos DESC LIMIT $4",
-            this.room_nid,
-            before,
-            ENCRYPTED,
-            BATCH,
-        )
-        for row in rows:
-            marks, raw = row[5], bytes(row[store.WIDTH - 1])
-            if marks & GONE or session in raw:
-                other = stored(row, event.version)
-                kind = _relation(other, event, message)
-                if kind is not None:
-                    found = Repeat(kind, other.id, other.event.sender)
-        searched += len(rows)
-        if len(rows) < BATCH:
-            return Searched(found, True)
-        before = rows[-1][3]
-    return Searched(found, False)
+        repeat, before = await db.read(_step, this.room_nid, before, event, message)
+        found = repeat or found
+        searched += BATCH
+    return Searched(found, before is None)
+
+
+def _step(query: Query, room_nid: int, before: int, event: Event, message: Message) -> tuple[Repeat | None, int | None]:
+    """The earliest repeat among BATCH events before `before`, and where to go on; None at the room's beginning."""
+    rows = query.all(
+        f"SELECT {COLUMNS} FROM events e WHERE e.room_nid = $1 AND e.pos < $2 AND e.pos IS NOT NULL AND e.type = $3 "
+        f"AND (e.marks & {REJECTED | SOFT_FAILED}) = 0 ORDER BY e.pos DESC LIMIT $4",
+        room_nid,
+        before,
+        ENCRYPTED,
+        BATCH,
+    )
+    session, found = message.session_id.encode(), None
+    for row in rows:
+        if row[5] & GONE or session in bytes(row[store.WIDTH - 1]):
+            other = stored(row, event.version)
+            kind = _relation(other, event, message)
+            if kind is not None:
+                found = Repeat(kind, other.id, other.event.sender)
+    return found, rows[-1][3] if len(rows) == BATCH else None
 
 
 def _relation(other: Stored, event: Event, message: Message) -> Literal["copy", "same_index"] | None:

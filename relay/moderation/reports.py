@@ -330,7 +330,7 @@ class Reports(Part):
         if case.kind != "forwarded":
             raise Forbidden("Only the proof of a forwarded report is given by a moderator.")
         await self._require_few_envelopes(case)
-        proof = await self._disclosures.verify(actor, disclosure, seen=case.seen)
+        proof = await self._disclosures.verify(actor, disclosure, case.seen, about_event=case.event_id)
         prepared = await self._disclosures.prepare(case.case_id, proof, _excluded(case))
         with self._db.write() as tx:
             self._disclosures.store(tx, case.case_id, prepared, actor=actor)
