@@ -7,61 +7,32 @@ RELAY_SCREENSHOTS naming a folder, pictures are left there.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from aiohttp import web
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 
+from tests.js.conftest import bundled, serving
 from tests.people import Person
 from tests.town import Town
 
 HERE = Path(__file__).parent
 WASM = Path("node_modules/@matrix-org/matrix-sdk-crypto-wasm/pkg/matrix_sdk_crypto_wasm_bg.wasm")
-BUNDLE_SECONDS = 60
 PATIENCE_MS = 30_000
-# A browser of the town asks nobody outside it.
-QUIET = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("matrix-js-sdk was not tried in a browser: there is no Chromium here (apt-get install chromium)")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium, args=QUIET)
-        yield browser
-        await browser.close()
 
 
 @pytest.fixture
 async def page_url(workshop: Path) -> AsyncIterator[str]:
     """The page, bundled and served."""
-    served = workshop / "served"
-    (served / "pkg").mkdir(parents=True, exist_ok=True)
-    command = ["node_modules/.bin/esbuild", "chat.mjs", "--bundle", "--format=esm", f"--outfile={served / 'chat.js'}"]
-    done = await asyncio.to_thread(
-        subprocess.run, command, cwd=workshop, capture_output=True, text=True, timeout=BUNDLE_SECONDS
-    )
-    assert done.returncode == 0, f"the page is bundled: {done.stderr[-2000:]}"
+    served = await bundled(workshop, "chat.mjs")
+    (served / "pkg").mkdir(exist_ok=True)
     shutil.copy(workshop / WASM, served / "pkg")
     shutil.copy(HERE / "chat.html", served)
-    app = web.Application()
-    app.router.add_static("/", served)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}/chat.html"
-    await runner.cleanup()
+    async with serving(served) as url:
+        yield f"{url}/chat.html"
 
 
 class Reader:
