@@ -61,6 +61,7 @@ class Moderating:
         )
         moderation.add("new-key", self._new_key, "let another key sign the audit log from now on", "--data data")
 
+        moderation.add("restored", self._restored, "note in the audit log that a backup was restored", "--data data")
         reports = grammar.group("report", "what people reported, and what was decided")
         listed = reports.add("list", self._list, "list the reports that somebody has to look at", "--json --data data")
         listed.add_argument(
@@ -130,6 +131,14 @@ class Moderating:
 
     def _checkpoint(self, arguments: argparse.Namespace) -> int:
         return self._tell(arguments, self._ask(arguments.data, "moderation.checkpoint", {}), _as_json)
+
+    def _restored(self, arguments: argparse.Namespace) -> int:
+        result = self._ask(arguments.data, "moderation.restored", {})
+        return self._tell(
+            arguments,
+            result,
+            lambda made: f"The audit log says that it goes on from row {made['from_seq']} of a backup.",
+        )
 
     def _new_key(self, arguments: argparse.Namespace) -> int:
         result = self._ask(arguments.data, "moderation.new-key", {})

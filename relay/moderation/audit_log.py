@@ -153,6 +153,8 @@ class AuditLog(Part):
         self._woken = asyncio.Event()
         # In the write of each checkpoint: it leaves the machine by as many ways as there are.
         self.on_checkpoint: list[Callable[[Tx, Checkpoint], None]] = []
+        # In the write of the row that tells of a restored backup, with the row before it.
+        self.on_restored: list[Callable[[Tx, int], None]] = []
 
     # --- writing
 
@@ -229,14 +231,25 @@ class AuditLog(Part):
         if before == epoch:
             return
         if before is not None:
-            last = await self._db.read(_last)
-            with self._db.write() as tx:
-                self.record(
-                    tx, actor="relay", action="restored", target=self._server_name, reason_code=f"from_seq_{last[0]}",
-                    automated=True,
-                )  # fmt: skip
-            await tx
+            await self.note_restored("relay")
         await self._db.take_note("audit_epoch", epoch)
+
+    async def note_restored(self, actor: str) -> int:
+        """The log goes on from an older state; the row says from which, and stays shown until it is acknowledged."""
+        last, _ = await self._db.read(_last)
+        with self._db.write() as tx:
+            self.record(
+                tx,
+                actor=actor,
+                action="restored",
+                target=self._server_name,
+                reason_code=f"from_seq_{last}",
+                automated=actor == "relay",
+            )
+            for told in self.on_restored:
+                told(tx, last)
+        await tx
+        return last
 
     async def checkpoint_if_due(self) -> None:
         now = self._clock.now()

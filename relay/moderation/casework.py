@@ -10,7 +10,7 @@ from relay.accounts.account import Account
 from relay.accounts.users import Users
 from relay.callers import Sessions
 from relay.clock import Clock
-from relay.db import Database
+from relay.db import Database, Tx
 from relay.doors import OpenDoors
 from relay.media.remote_copies import RemoteCopies
 from relay.moderation.acting import Acting
@@ -171,6 +171,7 @@ def assemble(
         ),
     ]
     audit_log.on_checkpoint.append(notices.checkpoint)
+    audit_log.on_restored.append(notices.restored)
     actions.on_waiting.append(notices.act_waits)
     proving.keys.on_change.append(notices.keys_changed)
     proving.envelopes.persons_of = cases.persons_of
@@ -179,6 +180,12 @@ def assemble(
     keeping.forgets.append(peers.forget)
     ground.account.on_password_changed.append(appeals.password_changed)
     ground.account.on_deactivated.append(own_rooms.forget)
+
+    def forget_in_log(tx: Tx, user_id: str, erase: bool) -> None:
+        if erase:
+            audit_log.forget(tx, user_id)
+
+    ground.account.on_deactivated.append(forget_in_log)
     keeping.sweeps.append(appeals.sweep)
     ground.grace.frozen = freeze.events
     ground.copies.frozen = freeze.media

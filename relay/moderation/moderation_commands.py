@@ -41,6 +41,7 @@ class ModerationCommands:
             "moderation.verify": self.verify,
             "moderation.checkpoint": self.checkpoint,
             "moderation.new-key": self.new_key,
+            "moderation.restored": self.restored,
             "report.list": self.list_reports,
             "report.show": self.show_report,
             "report.decide": self.decide,
@@ -63,6 +64,9 @@ class ModerationCommands:
 
     async def new_key(self) -> dict[str, Any]:
         return {"key_id": await self._audit_log.introduce_signer()}
+
+    async def restored(self) -> dict[str, Any]:
+        return {"from_seq": await self._audit_log.note_restored(OPERATOR)}
 
     # --- reports
 

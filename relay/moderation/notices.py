@@ -133,6 +133,10 @@ class Notices(Part):
             number=made.seq, hash=made.json["hash"], key_id=key_id, signature=signed[key_id],
         )  # fmt: skip
 
+    def restored(self, tx: Tx, seq: int) -> None:
+        """`AuditLog.on_restored`."""
+        self.tell(tx, MODERATORS, words.RESTORED, None, number=seq)
+
     async def act_waits(self, _: object) -> None:
         """`Actions.on_waiting`."""
         with self._db.write() as tx:

@@ -95,6 +95,16 @@ async def test_a_report_reaches_the_moderators_and_is_decided_and_objected_to(to
     figures = await mod.asks("GET", "transparency/" + _month(town))
     assert (figures["reports"], figures["decisions"], figures["overturned_share"]) == (1, 1, 1.0)
 
+    # The room of the moderators holds how far the log has come, and hears of a restored backup.
+    held = await hears(mod.person, "Audit log up to row")
+    made = await work.cases._audit_log.last_checkpoint()
+    assert made is not None and int(held.split()[5].rstrip(":")) <= made["seq"]
+    await house.command("moderation.restored")
+    await hears(mod.person, "was restored from a backup")
+    assert (await mod.asks("GET", "audit"))["restored"] is not None
+    await mod.asks("POST", "audit/acknowledge", {})
+    assert (await mod.asks("GET", "audit"))["restored"] is None
+
     # When its time is over nothing but the count is left.
     town.clock.forward(hours=184 * 24)
     await work.keeping.look()
