@@ -17,6 +17,7 @@ from relay.pages.contact import ContactPages
 from relay.pages.desk_cases import DeskCases
 from relay.pages.desk_decisions import DeskDecisions
 from relay.pages.desk_figures import DeskFigures
+from relay.pages.desk_forwarding import DeskForwarding
 from relay.pages.desk_keys import DeskKeys
 from relay.pages.desk_lists import DeskLists
 from relay.pages.desk_log import DeskLog
@@ -102,6 +103,7 @@ def _desk(
         DeskCases(
             frame, clock, casework.cases, proving.disclosures, proving.envelopes, acting.actions, casework.api,
             DeskDecisions(frame, users, casework.decisions, casework.appeals), DeskMedia(db, audit_log, held_media),
+            DeskForwarding(casework.peers, casework.reports),
         ),
         DeskMeasures(frame, acting.actions, keeping.restrictions, keeping.flags, users),
         DeskLists(frame, keeping.lists, keeping.flags),

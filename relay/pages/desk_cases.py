@@ -24,6 +24,7 @@ from relay.moderation.envelopes import Envelopes
 from relay.moderation.safety_api import MAX_NOTE, SafetyApi
 from relay.pages import desk_words
 from relay.pages.desk_decisions import DeskDecisions
+from relay.pages.desk_forwarding import DeskForwarding
 from relay.pages.desk_media import DeskMedia
 from relay.pages.forms import Form
 from relay.pages.frame import HEADERS, Frame
@@ -60,6 +61,7 @@ class DeskCases(Part):
         api: SafetyApi,
         decisions: DeskDecisions,
         media: DeskMedia,
+        handing_over: DeskForwarding,
     ) -> None:
         self._frame = frame
         self._clock = clock
@@ -69,6 +71,7 @@ class DeskCases(Part):
         self._actions = actions
         self._api = api
         self._decisions = decisions
+        self._handing_over = handing_over
         self._steps: dict[str, Step] = {
             "take": self._take,
             "release": self._release,
@@ -80,6 +83,9 @@ class DeskCases(Part):
             "close": self._close,
             "evidence": self._evidence,
             "note": self._note,
+            "peer-keys": handing_over.peer_keys,
+            "forward": handing_over.forward,
+            "proof": handing_over.proof,
             "media": media.hand_out,
             "decide": decisions.decide,
             "answer-appeal": decisions.answer_appeal,
@@ -131,6 +137,7 @@ class DeskCases(Part):
             envelopes=[one for one in envelopes if not one.get("forgotten")], joined=joined,
             history=await self._cases.history(case.case_id),
             strikes=len(await self._actions.strikes(about)) if about else 0,
+            **await self._handing_over.shown(case),
             **await self._decisions.shown(case, visit.user_id),
         )  # fmt: skip
 

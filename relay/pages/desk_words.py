@@ -70,9 +70,9 @@ SUBJECTS = {
     "event": "A message",
     "room": "A room",
     "user": "A person",
-    "media": "A file",
     "notice": "Notice from outside",
-    "other": "Something else",
+    "forwarded": "Handed over by another server",
+    "elsewhere": "Decided on another server",
 }
 STATES = {
     "new": "new", "triaged": "looked at", "in_review": "in work", "awaiting_disclosure": "waits for proof",

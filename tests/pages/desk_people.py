@@ -45,3 +45,16 @@ async def opens_evidence(reader: Reader) -> None:
     await reader.page.locator("#passphrase").fill(PASSPHRASE)
     await reader.page.keyboard.press("Enter")
     await reader.page.locator("#opened .opened").first.wait_for()
+
+
+async def notice_link(person: Person, which: str) -> str:
+    """The newest link of this kind in her notice room."""
+    found: list[str] = []
+
+    def look() -> bool:
+        bodies = [event["content"].get("body", "") for events in person.timeline.values() for event in events]
+        found[:] = [word for body in bodies for word in body.split() if f"/_relay/{which}/" in word]
+        return bool(found)
+
+    assert await person.notices(look), "a link comes to her notice room"
+    return "/_relay/" + found[-1].partition("/_relay/")[2].rstrip(".,")

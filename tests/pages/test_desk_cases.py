@@ -5,26 +5,13 @@ from __future__ import annotations
 from relay.moderation.disclosure_form import Item, code_of
 from tests.moderation.sessions import Session
 from tests.pages.browsers import Browsers
-from tests.pages.desk_people import has_keys, makes_moderator, opens_evidence, puts_key_in, reports
+from tests.pages.desk_people import has_keys, makes_moderator, notice_link, opens_evidence, puts_key_in, reports
 from tests.people import Person, until
 from tests.town import Town, Within
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>{{7*7}}"
 WORDS = f"He wrote this to me {HOSTILE} and would not stop writing"
 MESSAGE = f"I know exactly where you live tonight {HOSTILE}"
-
-
-async def notice_link(person: Person, which: str) -> str:
-    """The newest link of this kind in her notice room."""
-    found: list[str] = []
-
-    def look() -> bool:
-        bodies = [event["content"].get("body", "") for events in person.timeline.values() for event in events]
-        found[:] = [word for body in bodies for word in body.split() if f"/_relay/{which}/" in word]
-        return bool(found)
-
-    assert await person.notices(look), "a link comes to her notice room"
-    return "/_relay/" + found[-1].partition("/_relay/")[2].rstrip(".,")
 
 
 def on_disk(house: Within) -> bytes:

@@ -3,7 +3,7 @@
 "use strict";
 
 (() => {
-const { openEnvelope, unlockKey, fromBase64 } = relayKeys;
+const { openEnvelope, sealEnvelope, readPublic, unlockKey, fromBase64, toBase64 } = relayKeys;
 
 const KEY = "relay.moderator.key";
 const SHARED_WORDS = 5;
@@ -89,7 +89,8 @@ function show(envelope, plaintext) {
   const text = textOf(plaintext);
   let value = null;
   try { value = JSON.parse(text); } catch { /* plain words */ }
-  if (value && Array.isArray(value.items)) value.items.forEach(showMessage);
+  if (envelope.kind === "forward") showHandedOver(text);
+  else if (value && Array.isArray(value.items)) value.items.forEach(showMessage);
   else {
     const words = value && typeof value === "object" ? Object.entries(value).filter(([, v]) => typeof v === "string" && v) : [["", text]];
     const box = element("div", { class: "opened" }, element("p", { class: "small" }, kindOf(envelope.kind)));
@@ -123,7 +124,55 @@ function showMessage(item) {
   } else {
     box.append(element("p", { class: "small" }, "This message was not opened."));
   }
+  const offer = forwardOffer(item);
+  if (offer) box.append(offer);
   opened.append(box);
+}
+
+// --- handing over to another server's moderators, and what was handed over by them
+
+const serverOf = (userId) => userId.slice(userId.indexOf(":") + 1);
+
+function forwardOffer(item) {
+  const sender = String(item.sender ?? "");
+  const proved = item.plaintext && ["verified", "verified_remote"].includes(item.result) && card.dataset.forward === "yes";
+  if (!proved || serverOf(sender) === serverOf(card.dataset.me)) return null;
+  const button = element("button", { type: "button" }, `Hand this proof to the moderators of ${serverOf(sender)}`);
+  let asked = false;
+  button.addEventListener("click", async () => {
+    if (!asked) {
+      asked = true;
+      button.textContent = "Sure? They will read this message. Who reported it is not named.";
+      return;
+    }
+    button.disabled = true;
+    try {
+      const answer = await send("peer-keys", { server: serverOf(sender), about: sender });
+      if (!answer.ok) throw new Error("Their relay gave no keys to seal to. It may take no reports; turn to its operator.");
+      const keys = await Promise.all((await answer.json()).keys.map((one) => readPublic(one.public)));
+      const name = toBase64(crypto.getRandomValues(new Uint8Array(16))).replace(/\+/g, "-").replace(/\//g, "_");
+      const told = { v: 1, alg: "m.megolm.v1.aes-sha2", good_faith: true, items: [{ event_id: item.event_id, index: item.index, prk: item.prk }] };
+      const sealed = await sealEnvelope(new TextEncoder().encode(JSON.stringify(told)), name, 1, keys);
+      const done = await send("forward", { event_id: item.event_id, envelope: JSON.stringify(sealed) });
+      if (!done.ok) throw new Error("Their relay did not take it. It may have been handed over before.");
+      button.textContent = "Handed over. Their answer will stand in the history.";
+    } catch (error) {
+      say(error.message);
+      button.textContent = "Not handed over";
+    }
+  });
+  return button;
+}
+
+function showHandedOver(text) {
+  const button = element("button", { type: "button", class: "primary" }, "Check this proof");
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    const answer = await send("proof", { disclosure: text });
+    if (answer.ok) location.reload(); else say("The relay could not check it. Load the page again.");
+  });
+  opened.append(element("div", { class: "opened stack" },
+    element("p", {}, "Handed over by another relay's moderators. The proof is checked against what lies here; then you can read the message."), button));
 }
 
 // --- media: by a second click
