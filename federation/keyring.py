@@ -137,6 +137,11 @@ class Keyring(Part):
 
     # --- what is asked
 
+    async def knows(self, server: str) -> bool:
+        """Whether keys of this server are kept here; what is to be found out about others costs requests."""
+        await self._load((server,))
+        return bool(self._of(server).keys)
+
     async def current_key(self, server: str, key_id: str) -> bytes | None:
         """The key with which this server may sign a request now."""
         now = self._clock.now()

@@ -6,7 +6,7 @@ Unsigned requests, so everything is bounded. Spec: server-server-api/#publishing
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from federation.keyring import Keyring
@@ -22,11 +22,20 @@ MAX_SERVERS_ASKED = 20
 
 
 class Notary(Part):
-    def __init__(self, server_name: str, key: SigningKey, keyring: Keyring, clock: Clock) -> None:
+    def __init__(
+        self,
+        server_name: str,
+        key: SigningKey,
+        keyring: Keyring,
+        clock: Clock,
+        meets: Callable[[str], None] | None = None,
+    ) -> None:
+        """`meets`: called with a caller's address for each server of which nothing is known here; may raise."""
         self._server_name = server_name
         self._key = key
         self._keyring = keyring
         self._clock = clock
+        self._meets = meets
 
     def routes(self) -> Iterable[Route]:
         for method, path, function in (
@@ -46,7 +55,7 @@ class Notary(Part):
         if not is_server_name(server):
             raise InvalidParam("That is not a server name.")
         until = request.query_int("minimum_valid_until_ts", self._clock.now())
-        return {"server_keys": await self._answers({server: until})}
+        return {"server_keys": await self._answers(request, {server: until})}
 
     async def _several(self, request: Request) -> dict[str, Any]:
         asked = get_object(request.json(), "server_keys")
@@ -59,9 +68,12 @@ class Notary(Part):
                 raise BadJson("server_keys is an object of server names and the keys wanted of each.")
             times = [criteria.get("minimum_valid_until_ts") for criteria in keys.values() if isinstance(criteria, dict)]
             wanted[server] = max((time for time in times if type(time) is int), default=now)
-        return {"server_keys": await self._answers(wanted)}
+        return {"server_keys": await self._answers(request, wanted)}
 
-    async def _answers(self, wanted: dict[str, int]) -> list[dict[str, Any]]:
+    async def _answers(self, request: Request, wanted: dict[str, int]) -> list[dict[str, Any]]:
+        for server in wanted:
+            if self._meets is not None and not await self._keyring.knows(server):
+                self._meets(request.address)
         found = await asyncio.gather(*(self._answer(server, until) for server, until in wanted.items()))
         return [answer for answer in found if answer is not None]
 

@@ -35,6 +35,7 @@ _OURS = frozenset({"origin", "destination", "key", "sig", "signature"})
 
 
 class Keys(Protocol):
+    async def knows(self, server: str) -> bool: ...
     async def current_key(self, server: str, key_id: str) -> bytes | None:
         """The key with which this server may sign a request now."""
         ...
@@ -110,13 +111,22 @@ def parse(header: str) -> Credentials:
 
 
 class XMatrix:
-    """Implements `web.AuthenticatesServers`. Those of `heard_from` are told of every server that proved who it is."""
+    """Implements `web.AuthenticatesServers`. Those of `heard_from` are told of every server that proved who it is;
+    `meets` of the address at which one was named that is not known here, before it is asked for its keys. It may refuse."""
 
-    def __init__(self, server_name: str, keys: Keys, doors: Doors, *heard_from: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        server_name: str,
+        keys: Keys,
+        doors: Doors,
+        *heard_from: Callable[[str], None],
+        meets: Callable[[str], None] | None = None,
+    ) -> None:
         self._server_name = server_name
         self._keys = keys
         self._doors = doors
         self._heard_from = heard_from
+        self._meets = meets
 
     async def origin(self, request: Request) -> str:
         headers = [
@@ -148,6 +158,8 @@ class XMatrix:
         )
 
     async def _signed(self, request: Request, claimed: Credentials) -> bool:
+        if self._meets is not None and not await self._keys.knows(claimed.origin):
+            self._meets(request.address)
         key = await self._keys.current_key(claimed.origin, claimed.key_id)
         if key is None:
             return False

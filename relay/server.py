@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,7 @@ class Server:
         later = Later(db, clock, rooms, receiver, seal)
         receiver.keep_for_later = later.keep
         policies = PolicyServers(name, remote)
-        receiver.look_at, sender.policy_signed = policies.look_at, policies.signed
+        receiver.look_at, sender.policies = policies.look_at, policies
         creator = Creator(db, rooms, appender, sender, seal, doors, profiles, key, settings.rooms.default_version)
         afar = Afar(db, rooms, appender, intake, remote, key)
         partial_joins = PartialJoins(db, clock, rooms, appender, intake, remote)
@@ -365,11 +366,13 @@ class Server:
         partial_joins.on_completed += [outbox.came_to_light, device_lists.came_to_light]
         departures.deliver_passing_to(outbox.passing)
         edus = {edu_type: taker for part in self._parts for edu_type, taker in part.edus().items()}
-        xmatrix = XMatrix(name, keyring, doors, outbox.heard_from, later.heard_from)
+        xmatrix = XMatrix(
+            name, keyring, doors, outbox.heard_from, later.heard_from, meets=partial(limits.spend, "strangers")
+        )
         asking, chains = Asking(rooms), Chains(db)
         invites = Invites(db, rooms, appender, intake, remote, seal, doors, key, local_user_exists=local_user_exists)
         self._parts += [
-            keyring, kept_keys, Notary(name, key, keyring, clock), outbox if federation.enabled else Part(), ServesMedia(media),
+            keyring, kept_keys, Notary(name, key, keyring, clock, partial(limits.spend, "strangers")), outbox if federation.enabled else Part(), ServesMedia(media),
             Queries(name, VERSION, directory, profiles, device_keys, one_time_keys),
             Inbound(rooms, receiver, invites=invites, edus=edus, doors=doors), invites, Answers(name, db, clock, rooms, asking, chains),
             Joins(db, rooms, sender, members, receiver, remote, asking, chains, key),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,8 @@ class Office:
         """From now on every relay that is started can be asked."""
         self.key = SigningKey.generate("policy_server")
         self.old = False
+        self.thinks = asyncio.Event()
+        self.thinks.set()
         self.refusal: ApiError | None = None
         self.asked: list[str] = []
         self.paths: list[str] = []
@@ -44,6 +47,7 @@ class Office:
         self.paths.append(path)
         event = events.parse(request.json(), VERSIONS["12"])
         self.asked.append(event.id)
+        await self.thinks.wait()
         if self.refusal is not None:
             raise self.refusal
         name = request.http.headers["Authorization"].partition('destination="')[2].partition('"')[0]

@@ -144,6 +144,8 @@ class Limits(Section, frozen=True):
     """Uploads and downloads of a person."""
     federation: Rate = Rate(per_second=50, burst=500)
     """Requests of another server."""
+    strangers: Rate = Rate(per_second=5, burst=200)
+    """Servers never met before that requests from one address name: to verify them, their keys have to be fetched."""
 
     @property
     def rates(self) -> dict[str, Rate]:

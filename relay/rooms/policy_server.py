@@ -74,6 +74,13 @@ class PolicyServers:
             return PolicyServer(str(name), raw) if len(raw) == KEY_BYTES and name in room.servers else None
         return None
 
+    async def concerns(self, room: Room, event: Event) -> bool:
+        """Whether this event of ours needs a signature that it has not."""
+        if (STATE_TYPE, "") not in room.entries and (OLD_STATE_TYPE, "") not in room.entries:
+            return False
+        policy = await self.of(room)
+        return policy is not None and not _exempt(event) and not _holds(policy, event)
+
     async def signed(self, room: Room, event: Event) -> Event:
         """An event of ours with the signature that it needs, before it is sent. Raises ApiError: what the policy server said,
         or that it can't be asked."""

@@ -22,6 +22,7 @@ from relay.protocol.seal import Seal
 from relay.protocol.signing import SigningKey
 from relay.rooms import redactions
 from relay.rooms.append import Appender
+from relay.rooms.policy_server import PolicyServers
 from relay.rooms.room import CREATE, Room
 from relay.rooms.rooms import STILL_COMING, Rooms
 from relay.rooms.store import LOCAL, Key, Stored
@@ -29,6 +30,8 @@ from relay.rooms.store import LOCAL, Key, Stored
 # Each try may meet another write of the same batch that fails.
 MAX_TRIES = 10
 MAX_PREV_EVENTS = 10
+# How often a policy server is asked without holding up the room; each time the room may move on meanwhile.
+MAX_ASKED_AHEAD = 2
 
 
 class Sender:
@@ -45,8 +48,8 @@ class Sender:
         self._server_name = rooms.server_name
         # Keeps the picture behind an mxc URI; the server sets it to `Media.adopt`.
         self.adopt_avatar: Callable[[str], Awaitable[None]] | None = None
-        # Gets the signature of the room's policy server; the server sets it to `PolicyServers.signed`.
-        self.policy_signed: Callable[[Room, Event], Awaitable[Event]] | None = None
+        # Get the signature of the room's policy server, where it has one; the server sets them.
+        self.policies: PolicyServers | None = None
 
     async def adopt(self, type: str, content: Mapping[str, Any]) -> None:
         """A readable picture that waits in memory is kept once a room names it. Raises what the media part says."""
@@ -102,9 +105,10 @@ class Sender:
         state_key: str | None = None,
         redacts: str | None = None,
         ts: int | None = None,
+        asked: bool = True,
     ) -> Event:
-        """The same with the state read from the room, the doors and the room's policy server asked. The caller holds
-        `room.lock`."""
+        """The same with the state read from the room, the doors and, unless `asked` says otherwise, the room's policy server
+        asked. The caller holds `room.lock`."""
         if room.partial is not None and type == "m.room.member" and state_key != sender:
             raise ApiError(STILL_COMING, status=503)
         keys = [CREATE, *auth_keys(type, sender, state_key, content, room.version)]
@@ -113,7 +117,7 @@ class Sender:
             room, state, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts, ts=ts
         )
         await self._doors.send(event)
-        return event if self.policy_signed is None else await self.policy_signed(room, event)
+        return event if self.policies is None or not asked else await self.policies.signed(room, event)
 
     async def send(
         self,
@@ -142,21 +146,35 @@ class Sender:
             content = self._seal.outgoing(type, state_key, content)
         if state_key is not None:
             await self.adopt(type, content)
-        for _ in range(MAX_TRIES):
+        draft: Event | None = None
+        for tried in range(MAX_TRIES):
             room = await self._rooms.require_joined(room_id, sender)
+            if draft is not None and self.policies is not None:
+                # Nobody else in the room waits for that, unless others were faster twice.
+                draft = await self.policies.signed(room, draft)
             async with room.lock:
                 if room.dropped:
+                    draft = None
                     continue
                 if state_key is not None:
                     same = await self._unchanged(room, sender, type, state_key, content)
                     if same is not None:
                         return same
-                try:
-                    event = await self.judged(
-                        room, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts, ts=ts
-                    )
-                except Dropped as dropped:
-                    return Stored(dropped.event, 0, None, room.nid, None, LOCAL)
+                if draft is not None and set(draft.prev_events) == set(room.extremities):
+                    event, draft = draft, None
+                else:
+                    ahead = tried < MAX_ASKED_AHEAD
+                    try:
+                        event = await self.judged(
+                            room, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts,
+                            ts=ts, asked=not ahead,
+                        )  # fmt: skip
+                    except Dropped as dropped:
+                        return Stored(dropped.event, 0, None, room.nid, None, LOCAL)
+                    draft = None
+                    if ahead and self.policies is not None and await self.policies.concerns(room, event):
+                        draft = event
+                        continue
                 target, levels = None, None
                 if type == "m.room.redaction":
                     target = await redactions.target_of(self._db, room, event.redacts)

@@ -35,6 +35,7 @@ from federation.outward import Outward, tls_context
 from federation.xmatrix import XMatrix
 from relay.bell import Bell
 from relay.clock import SECOND, SystemClock
+from relay.config import Rate
 from relay.db import Database, Query
 from relay.departures import Departures, Fresh
 from relay.doors import OpenDoors
@@ -282,6 +283,7 @@ class Neighbour:
         self.refuse_event: str | None = None
         self.more_routes: list[Route] = []
         self.heard: list[str] = []
+        self.strangers = Limits({"strangers": Rate(per_second=0.001, burst=100)}, self.clock)
         self.hosts: list[str | None] = []
         self._authority = authority
         self._names = names
@@ -319,9 +321,9 @@ class Neighbour:
             self.backoff,
             keep_seconds=0.02,
         )
-        self.xmatrix = XMatrix(self.name, self.keyring, doors, self._heard_from)
+        self.xmatrix = XMatrix(self.name, self.keyring, doors, self._heard_from, meets=self._meets)
         routes = [
-            *Notary(self.name, self.key, self.keyring, self.clock).routes(),
+            *Notary(self.name, self.key, self.keyring, self.clock, self._meets).routes(),
             Route("PUT", "/_matrix/federation/v1/send/{txnId}", self._take, auth="server", serves="federation"),
             Route("POST", "/_matrix/federation/v1/echo", self._echo, auth="server", serves="federation"),
             *self.more_routes,
@@ -357,6 +359,9 @@ class Neighbour:
         await self.outward.close()
         self.keyring.close()
         await self.db.close()
+
+    def _meets(self, address: str) -> None:
+        self.strangers.spend("strangers", address)
 
     def _heard_from(self, server: str) -> None:
         self.heard.append(server)

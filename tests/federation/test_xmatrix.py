@@ -13,10 +13,12 @@ from yarl import URL
 
 from federation import xmatrix
 from federation.xmatrix import authorization, parse, signed_message
+from relay.config import Rate
 from relay.errors import Unauthorized
+from relay.limits import Limits
 from relay.protocol.canonical import encode, to_base64
 from relay.protocol.signing import SigningKey, sign_json
-from tests.federation.neighbours import Neighbour, two_servers
+from tests.federation.neighbours import Names, Neighbour, two_servers
 
 ECHO = "/_matrix/federation/v1/echo"
 SIGNATURE = to_base64(b"x" * 64)
@@ -147,3 +149,28 @@ async def test_who_is_believed(tmp_path: Path) -> None:
         assert status in (400, 401), "a body that is no object is refused"
         status, text = await _ask(one, two, b"{}", "Bearer abc")
         assert status == 401 and "X-Matrix" in str(text["error"]), "an unsigned request is told what is missing"
+
+
+async def test_nobody_has_us_ask_the_whole_world(tmp_path: Path) -> None:
+    async with two_servers(tmp_path, names := Names()) as (one, two):
+        two.strangers = Limits({"strangers": Rate(per_second=0.001, burst=5)}, two.clock)
+        names.hosts |= {f"made-up{number}.test": () for number in range(40)}
+
+        def asked() -> int:
+            return len({name for name in names.asked if name.startswith("made-up")})
+
+        statuses = []
+        for number in range(20):
+            header = authorization("POST", ECHO, f"made-up{number}.test:9", two.name, b"{}", one.key)
+            statuses.append((await _ask(one, two, b"{}", header))[0])
+        assert statuses[:5] == [401] * 5 and set(statuses[5:]) == {429}, "one address names only so many strangers"
+        assert asked() <= 5, "and only these are asked for their keys"
+        wanted = {"server_keys": {f"made-up{number}.test:9": {} for number in range(20, 40)}}
+        url = URL(f"https://127.0.0.1:{two.listening.port}/_matrix/key/v2/query")
+        answer = await one.outward.request("POST", url, body=encode(wanted), tls_name="two.test", timeout=5.0)
+        assert answer.status == 429 and asked() <= 5, "nor by way of the notary"
+        answer.release()
+        two.strangers = Limits({"strangers": Rate(per_second=0.001, burst=1)}, two.clock)
+        for _ in range(3):
+            await one.connections.send(two.name, "POST", ECHO, {"a": 1})
+        assert two.heard == [one.name] * 3, "who is known costs nothing"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from relay.errors import ApiError, Forbidden
 from relay.protocol import event as events
+from relay.protocol.event import signing_bytes
 from tests.forger import Forger
-from tests.people import ciphertext
+from tests.people import ciphertext, until
 from tests.policy_office import Office
 from tests.town import Town, Within
 
@@ -86,3 +88,30 @@ async def test_the_form_before_1_18_is_understood(town: Town, office: Office) ->
     asked = len(office.asked)
     await alice.sends(room)
     assert len(office.asked) == asked, "it is in force only while somebody of it is there"
+
+
+async def test_nobody_is_held_up_while_the_policy_server_thinks(town: Town, office: Office) -> None:
+    alice, bob, officer = await town.users("alice@one", "bob@two", "officer@three")
+    room = await alice.creates_room(with_=[bob, officer])
+    policy = {"via": officer.server, "public_keys": {"ed25519": office.public_key}}
+    assert await bob.sees(await alice.sets(room, "m.room.policy", policy))
+    await alice.syncs()
+    office.thinks.clear()
+    first = asyncio.create_task(alice.sends(room))
+    assert await until(lambda: len(office.asked) == 1), "Alice's words are looked at"
+    # Bob's have their signature already.
+    one, two = town.houses["one"], town.houses["two"]
+    assert isinstance(two, Within)
+    event = await Forger(two, one.name).builds(room, bob.id, "m.room.encrypted", ciphertext())
+    passed = events.with_signature(
+        event, officer.server, "ed25519:policy_server", office.key.sign(signing_bytes(event))
+    )
+    await Forger(two, one.name).transaction([passed.pdu])
+    assert await alice.sees(event.id), "they come through meanwhile"
+    office.thinks.set()
+    sent = await first
+    assert len(office.asked) == 2, "asked once more, for an event that comes after Bob's"
+    assert await officer.sees(sent)
+    several = await asyncio.gather(*(alice.sends(room) for _ in range(6)))
+    for one_of_them in several:
+        assert await officer.sees(one_of_them), "several at once are all sent"
