@@ -189,7 +189,7 @@ class Envelopes(Part):
     async def unwrapped(self, key_id: str) -> list[dict[str, Any]]:
         """Envelopes that `key_id` opens and some key that counts does not yet, each with the keys it lacks."""
         counting = {one.key_id: one for one in await self._keys.recipients()}
-        excluded = await self._excluded()
+        excluded = await self.excluded()
 
         def find(query: Query) -> list[dict[str, Any]]:
             found = []
@@ -213,13 +213,14 @@ class Envelopes(Part):
     # Which people a case is about; the cases set it. They get no wraps later either.
     persons_of: Callable[[], Awaitable[Mapping[str, Collection[str]]]] | None = None
 
-    async def _excluded(self) -> Mapping[str, Collection[str]]:
+    async def excluded(self) -> Mapping[str, Collection[str]]:
+        """Per case whom it is about."""
         return await self.persons_of() if self.persons_of is not None else {}
 
     async def take_wraps(self, envelope_id: str, wraps: Mapping[str, object], actor: str) -> int:
         """From a moderator who opened it. Only for keys that count, and none is replaced. Raises NotFound, InvalidParam."""
         counting = {one.key_id: one for one in await self._keys.recipients()}
-        excluded = await self._excluded()
+        excluded = await self.excluded()
         given = {key_id: _wrap(value) for key_id, value in list(wraps.items())[: envelope.MAX_KEYS]}
 
         added: list[int] = []
@@ -255,7 +256,7 @@ class Envelopes(Part):
     async def check(self) -> list[dict[str, str]]:
         """Findings for `relay check`: cases that a key which counts can't open yet."""
         counting = await self._keys.recipients()
-        excluded = await self._excluded()
+        excluded = await self.excluded()
 
         def lacking(query: Query) -> int:
             found = set()

@@ -109,5 +109,5 @@ def _desk(
         DeskLists(frame, keeping.lists, keeping.flags),
         DeskLog(frame, audit_log),
         DeskFigures(frame, clock, casework.transparency),
-        DeskKeys(frame, clock, proving.keys),
+        DeskKeys(frame, clock, proving.keys, proving.envelopes),
     )  # fmt: skip

@@ -10,29 +10,34 @@ from collections.abc import Iterable
 
 from relay.clock import Clock
 from relay.errors import Forbidden
+from relay.moderation.envelopes import Envelopes
 from relay.moderation.moderator_keys import TEST_EVERY, ModeratorKeys
 from relay.pages.forms import Form
 from relay.pages.frame import Frame
 from relay.pages.visits import Visit
 from relay.part import Part
-from relay.web import Answer, Request, Route
+from relay.web import Answer, Request, Route, parse_object
 
 PAGE = "/_relay/desk/keys"
-MAX_FORM_BYTES = 4096
+# 64 wraps, as JSON in a form.
+MAX_FORM_BYTES = 32 * 1024
+MAX_WRAPS = 16 * 1024
 MAX_KEY_ID, MAX_ANSWER = 64, 200
 
 
 class DeskKeys(Part):
-    def __init__(self, frame: Frame, clock: Clock, keys: ModeratorKeys) -> None:
+    def __init__(self, frame: Frame, clock: Clock, keys: ModeratorKeys, envelopes: Envelopes) -> None:
         self._frame = frame
         self._clock = clock
         self._keys = keys
+        self._envelopes = envelopes
 
     def routes(self) -> Iterable[Route]:
         frame = self._frame
         yield Route("GET", PAGE, frame.open_to("moderator", self._page), auth="none")
         yield Route("GET", f"{PAGE}/list", frame.open_to("moderator", self._list), auth="none")
-        for name, function in (("test", self._test), ("tested", self._tested)):
+        steps = (("test", self._test), ("tested", self._tested), ("unwrapped", self._unwrapped), ("wraps", self._wraps))
+        for name, function in steps:
             take = frame.taking("moderator", function)
             yield Route("POST", f"{PAGE}/{name}", take, auth="none", max_body=MAX_FORM_BYTES)
 
@@ -60,3 +65,14 @@ class DeskKeys(Part):
     async def _tested(self, request: Request, visit: Visit, form: Form) -> Answer:
         await self._keys.tested(await self._own(visit, form), form.required("answer", MAX_ANSWER, "the answer"))
         return {}
+
+    async def _unwrapped(self, request: Request, visit: Visit, form: Form) -> Answer:
+        """What was sealed before some key counted, for her browser to wrap it."""
+        found = await self._envelopes.unwrapped(await self._own(visit, form))
+        about = await self._envelopes.excluded()
+        return {"envelopes": [one for one in found if visit.user_id not in about.get(one["case_id"], ())]}
+
+    async def _wraps(self, request: Request, visit: Visit, form: Form) -> Answer:
+        wraps = parse_object(form.required("wraps", MAX_WRAPS, "the wraps").encode())
+        envelope_id = form.required("envelope_id", MAX_KEY_ID, "the envelope")
+        return {"added": await self._envelopes.take_wraps(envelope_id, wraps, visit.user_id)}

@@ -54,16 +54,39 @@
     at("test-passphrase").value = "";
     const envelope = await post("test", { key_id: key.keyId });
     await post("tested", { key_id: key.keyId, answer: await relayKeys.answerTest(key, envelope) });
-    say("It opens. The relay asks again in 90 days.", "good");
+    const more = await rewrap(key);
+    const opened = more ? ` ${more} older texts can now be opened with keys that came later.` : "";
+    say(`It opens. The relay asks again in 90 days.${opened}`, "good");
+  }
+
+  // What was sealed before a key came is wrapped for it here: only for keys of the list that this browser has followed,
+  // whatever the relay asks for.
+  async function rewrap(key) {
+    const list = await checkList();
+    if (!list) return 0;
+    const counting = relayKeys.counting(list, Date.now());
+    let done = 0;
+    for (;;) {
+      const { envelopes } = await post("unwrapped", { key_id: key.keyId });
+      if (!envelopes.length) return done;
+      for (const one of envelopes) {
+        const wraps = await relayKeys.rewrapEnvelope(key, one, counting.filter((other) => one.lacks.includes(other.key_id)));
+        const { added } = await post("wraps", { envelope_id: one.id, wraps: JSON.stringify(wraps) });
+        if (!added) return done;
+        done += 1;
+        say(`Making older texts readable for newer keys … ${done}`, "");
+      }
+    }
   }
 
   async function checkList() {
     const answer = await fetch("/_relay/desk/keys/list", { redirect: "error" });
-    if (!answer.ok) return;
+    if (!answer.ok) return null;
     const { lists } = await answer.json();
-    if (!lists.length) return;
+    if (!lists.length) return null;
     const newest = await relayKeys.followChain(localStorage.getItem(PINNED), lists);
     localStorage.setItem(PINNED, await relayKeys.listDigest(newest));
+    return newest;
   }
 
   const doing = (what) => async (event) => {
