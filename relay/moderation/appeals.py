@@ -7,6 +7,7 @@ closed by a decision signs in with her old password for this alone: its hash is 
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -26,12 +27,13 @@ from relay.moderation.envelopes import Envelopes
 from relay.moderation.links import Link
 from relay.moderation.notices import Notices
 from relay.moderation.persons import Persons
-from relay.moderation.statements import Statement
+from relay.moderation.statements import Statement, require_complete
 from relay.part import Part
 from relay.protocol.canonical import encode
 from relay.tables import Schema, Table
 
 MAX_WORDS = 10_000
+MAX_ASKED = 5
 OPEN, UPHELD, REVERSED = "open", "upheld", "reversed"
 _COUNTED = "for good: the transparency figures count it"
 
@@ -153,8 +155,16 @@ class Appeals(Part):
         return [replace(one, ground=told.get("ground", ""), facts=told.get("facts", "")) for one in decisions]
 
     async def of_person(self, user_id: str) -> list[tuple[Case, Decision]]:
-        """What was decided about her: for /_relay/appeal, where she needs no link."""
-        return await self._decisions.about(user_id)
+        """What was decided about her: for /_relay/appeal, where she needs no link. Of other servers' decisions the newest few
+        come with their reasons, which are asked for now."""
+        found = await self._decisions.about(user_id)
+        elsewhere = [number for number, (case, _) in enumerate(found) if case.kind == "elsewhere"][:MAX_ASKED]
+        told = await asyncio.gather(
+            *(self._with_reasons(found[number][0], user_id, [found[number][1]]) for number in elsewhere)
+        )
+        for number, [decision] in zip(elsewhere, told, strict=True):
+            found[number] = found[number][0], decision
+        return found
 
     async def may_appeal(self, user_id: str, password: str) -> bool:
         """Whether this was the password of an account that a decision closed. In the same time whether or not."""
@@ -313,6 +323,7 @@ class Appeals(Part):
         if reverse:
             # First what was wrong goes, then what is right comes: the same measure may stand in both.
             await self._require_version(case, version)
+            require_complete(statement, actor, case_id)
             await self._decisions.undo(before, actor, statement.reason_code)
         return await self._decisions.record(
             case, actor, version, statement, beside=answered, appeal_id=waiting[0].appeal_id if waiting else None, verdict=verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 
 from relay.clock import HOUR
 from relay.errors import ApiError
+from relay.moderation.disclosure_form import Item
 from relay.rooms.store import GONE
 from tests.moderation.casehouse import casework, desk, hears, notices_of, reports, token_in
 from tests.moderation.sessions import Session, b64
+from tests.moderation.sessions import disclosure as parsed
 from tests.people import Person, path, until
 from tests.town import Town
 
@@ -78,9 +81,6 @@ async def test_false_proofs_are_kept_apart_and_take_nothing_away(town: Town) -> 
 
     work = casework(mod.house)
     link = await work.links.look(token_in(await hears(alice, "Your report has the number")))
-    from relay.moderation.disclosure_form import Item
-    from tests.moderation.sessions import disclosure as parsed  # the form that the page has read already
-
     await work.reports.attach_proof(link, alice.id, parsed(Item(said, 0, session.prk(0))))
     assert (await mod.queue())[0]["disclosure"] == "verified"
     await work.reports.attach_proof(link, alice.id, parsed(Item(said, 0, os.urandom(32))))
@@ -160,6 +160,49 @@ async def test_what_was_reported_stays_and_shows_itself_to_nobody(town: Town) ->
     assert await until(lambda: gone(other)), "what nobody reported is deleted in time"
     assert not await gone(reported)
     assert not (await alice.event(room, reported))["content"], "but it is served to nobody, as before"
+
+
+async def test_files_are_held_until_a_proof_says_which(town: Town) -> None:
+    mod = await desk(town)
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room(with_=bob)
+    blobs = [os.urandom(600) for _ in range(2)]
+    named, other = [await bob.uploads(blob) for blob in blobs]
+    session = Session()
+    file = {"url": named, "hashes": {"sha256": b64(hashlib.sha256(blobs[0]).digest())}, "v": "v2"}
+    said = await bob.sends(room, session.says(room, "", content={"msgtype": "m.image", "body": "look", "file": file}))
+    await reports(alice, room, said)
+    work = casework(mod.house)
+
+    async def held() -> set[str]:
+        return {f"mxc://{server}/{media}" for server, media in await work.cases._db.read(work.freeze.media)}
+
+    assert await held() == {named, other}, "what he uploaded in the hour before"
+    link = await work.links.look(token_in(await hears(alice, "Your report has the number")))
+    await work.reports.attach_proof(link, alice.id, parsed(Item(said, 0, session.prk(0))))
+    assert await held() == {named}, "with the proof, exactly what the message names"
+    await reports(alice, room, await bob.sends(room, session.says(room, "and again")))
+    assert await held() == {named, other}
+    town.clock.forward(hours=8 * 24)
+    await work.keeping.look()
+    assert await held() == {named}, "without a proof for a week"
+
+
+async def test_the_room_of_the_moderators_follows_the_list(town: Town) -> None:
+    mod = await desk(town)
+    second, alice = await town.users("second@one", "alice@one")
+    await mod.house.command("user.admin", user="second", admin=True)
+    await alice.calls("POST", f"users/{path(second.id + 'x')}/report", {"reason": ""})  # nobody: nothing happens
+    await alice.calls("POST", f"users/{path('@a:else.example')}/report", {"reason": ""})
+    await hears(second, "Report 1 has come")
+    room = await casework(mod.house).own_rooms.room_of("moderators")
+    assert room is not None and second.membership(room, second) == "join"
+    assert (await second.is_refused(second.sends(room))).status == 403, "nobody but the relay writes there"
+    await mod.house.command("user.admin", user="second", admin=False)
+    await alice.calls("POST", f"users/{path('@b:else.example')}/report", {"reason": ""})
+    await hears(mod.person, "Report 2 has come")
+    assert (await mod.person.members(room)).get(second.id) == "leave"
+    assert await second.notices(lambda: room in second.left)
 
 
 async def test_the_only_moderator_is_reported(town: Town) -> None:

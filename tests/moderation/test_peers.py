@@ -114,6 +114,8 @@ async def test_a_decision_reaches_a_person_who_lives_elsewhere(town: Town) -> No
     link = await work.links.look(token_in(notice))
     _, [decision] = await work.appeals.opened(link, bob.id)
     assert decision.reasons()["facts"] == facts and decision.reasons()["ground"] == "terms:4.2", "asked for just now"
+    [(_, again)] = await work.appeals.of_person(bob.id)
+    assert again.facts == facts, "also where she comes without the link"
     for file in there.house.files():
         assert b"quixotic-pergola" not in file.read_bytes(), "and kept nowhere there"
     assert not await there.queue(state="all"), "it is no case of theirs"
