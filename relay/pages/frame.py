@@ -90,7 +90,7 @@ class Frame:
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         self._templates.filters.update(
-            when=when, day=day, lines=lines, amount_of_time=amount_of_time, until=self._until
+            when=when, day=day, lines=lines, amount_of_time=amount_of_time, until=self._until, due=self._due
         )
         self._templates.globals.update(static=self._address, server_name=server_name)
 
@@ -118,7 +118,7 @@ class Frame:
 
         async def take(request: Request, visit: Visit) -> Answer:
             form = parse(request)
-            require_ours(request, form, "" if visit.new else visit.cookie)
+            require_ours(request, form, "" if visit.new else visit.cookie, guest=not visit.signed_in)
             return await page(request, visit, form)
 
         return self.open_to(who, take)
@@ -201,6 +201,10 @@ class Frame:
 
     def _address(self, name: str) -> str:
         return f"{STATIC}{name}?v={self._static[name].version}"
+
+    def _due(self, ts: int) -> str:
+        left = ts - self._clock.now()
+        return f"in {amount_of_time(left)}" if left >= 0 else f"{amount_of_time(-left)} late"
 
     def _until(self, ts: int) -> str:
         """How far off a moment is, either way, in words."""

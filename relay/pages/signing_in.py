@@ -64,6 +64,8 @@ class SigningIn(Part):
                 request, visit, "sign_in.html", status=refused.status, after=after, name=name, wrong=refused.text
             )
         # A second factor will be asked for between here and the next line, and named beside the password.
+        if visit.signed_in:
+            await self._frame.visits.end(visit)
         begun = await self._frame.visits.begin(user_id, frozenset({PASSWORD}), opens)
         answer = self._frame.redirect(after if opens == ACCOUNT or after.startswith(APPEALS) else APPEALS)
         self._frame.set_cookie(request, answer, begun)

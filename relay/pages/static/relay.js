@@ -29,6 +29,8 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
 document.addEventListener("submit", (event) => {
   if (event.target.dataset.sent) { event.preventDefault(); return; }
   event.target.dataset.sent = "yes";
+  // Where the answer is a file, the page stays.
+  setTimeout(() => delete event.target.dataset.sent, 3000);
 });
 window.addEventListener("pageshow", () => {
   for (const form of document.forms) delete form.dataset.sent;
