@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from relay.moderation.audit_log import Entry
+
 CATEGORIES = {
     "minor": "May show or involve a minor",
     "ncii": "Intimate images without consent",
@@ -154,3 +156,14 @@ FLAGS = {
     "fan-out": "Writes to many, hardly anybody answers", "join-wave": "Many join at once", "uploads": "Uploads a lot",
     "policy-list": "Named by a ban list of others",
 }  # fmt: skip
+
+
+def why(row: Entry) -> str:
+    """The reason code of a row, as a person reads it: of a report it is the category."""
+    code = row.reason_code
+    names = (
+        (CATEGORIES, REASONS)
+        if row.action in ("report.created", "case.sorted", "evidence.fetched")
+        else (REASONS, CATEGORIES)
+    )
+    return names[0].get(code) or names[1].get(code) or code.replace("_", " ")
