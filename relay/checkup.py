@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from yarl import URL
+
 from relay import folder
 from relay.appservices.registration import load_all
 from relay.config import CONFIG_NAME, ConfigError, Listener, Settings
@@ -155,11 +157,26 @@ def _services(data_dir: Path, settings: Settings) -> Iterator[Finding]:
                 f"The application service {one.id} has no url, so it is told of nothing.",
                 "If that is not wanted, have its program write the registration anew with its address.",
             )
+        elif not _answers(one.url):
+            yield Finding(
+                "warning",
+                f"The application service {one.id} does not answer at {one.url}.",
+                "Start it, or correct the url in its registration. What happens meanwhile waits for it.",
+            )
     if registrations and settings.privacy.seal != "open":
         yield Finding(
             "ok",
             f"The seal is {settings.privacy.seal}: bridges and bots have to encrypt what they send; what they send readable is refused.",
         )
+
+
+def _answers(url: str) -> bool:
+    target = URL(url)
+    try:
+        with socket.create_connection((target.host or "", target.port or 0), timeout=3):
+            return True
+    except OSError:
+        return False
 
 
 def _certificate(data_dir: Path, listener: Listener) -> Iterator[Finding]:

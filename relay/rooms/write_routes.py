@@ -231,7 +231,11 @@ class WriteRoutes(Part):
     # --- coming and going
 
     async def _create(self, request: Request) -> Answer:
-        return {"room_id": await self._creator.create(request.user_id, request.optional_json(), self._members)}
+        body = request.optional_json()
+        local = body.get("room_alias_name")
+        if isinstance(local, str) and self._directory.owned_by_service is not None:
+            self._directory.owned_by_service(request.who, f"#{local}:{self._rooms.server_name}")
+        return {"room_id": await self._creator.create(request.user_id, body, self._members)}
 
     async def _join(self, request: Request) -> Answer:
         room_id, via = await self._where(request)

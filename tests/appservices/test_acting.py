@@ -78,6 +78,9 @@ async def test_names_of_a_service_are_not_for_others(town: Town, hires: Hires) -
         bridge.calls("PUT", path("directory", "room", other), {"room_id": mine["room_id"]})
     )
     assert outside.errcode == "M_EXCLUSIVE", "a service makes addresses of its own kind only"
+    outside = await bridge.is_refused(bridge.calls("POST", "createRoom", {"room_alias_name": "other"}))
+    assert outside.errcode == "M_EXCLUSIVE"
+    await bridge.calls("POST", "createRoom", {"room_alias_name": "_bridge_another"})
 
 
 async def test_a_service_signs_in_as_its_users_without_a_password(town: Town, hires: Hires) -> None:

@@ -146,9 +146,13 @@ def test_two_registrations_must_be_told_apart(tmp_path: Path) -> None:
 
 
 async def test_the_check_looks_at_registrations(town: Town, hires: Hires) -> None:
-    await hires(apart=True)
+    bridge = await hires(apart=True)
     house = town.houses["one"]
     status, said = await house.command("check")
+    assert "does not answer" not in said
+    await bridge.closes()
+    _, later = await house.command("check")
+    assert "The application service bridge does not answer" in later and "waits for it" in later
     assert "The registration of the application service bridge is good." in said
     assert "bridges and bots have to encrypt" in said, "the seal's consequence is told"
     (house.folder / "bridge.yaml").write_text("id: bridge\n")

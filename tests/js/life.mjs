@@ -10,7 +10,7 @@ const { CryptoEvent, VerificationPhase, VerifierEvent, decodeRecoveryKey } = awa
 
 const [ONE, TWO] = process.argv.slice(2);
 const PASSWORD = "correct horse battery staple";
-const WITHIN_MS = 15_000;
+const WITHIN_MS = 40_000;
 const MESSAGES = 100;
 const silent = { trace() {}, debug() {}, info() {}, warn() {}, error() {}, getChild: () => silent };
 const clients = [];

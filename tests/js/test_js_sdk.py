@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.town import Town
 
-LIFE_SECONDS = 120
+LIFE_SECONDS = 240
 
 STEPS = [
     "register",
