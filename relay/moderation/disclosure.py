@@ -33,7 +33,8 @@ from relay.rooms.store import COLUMNS, GONE, RIM_KEPT, Stored
 from relay.rooms.viewing import Viewing
 from relay.tables import Schema, Table
 
-MAX_TAKEN_BACK = 200
+# Each with its ciphertext, on one page.
+MAX_TAKEN_BACK = 50
 
 _KEPT = "until the case's retention is over"
 
@@ -290,21 +291,11 @@ class Disclosures(Part):
         stored = await self._rooms.event(event_id)
         if stored is None or not (event_id in seen or await self._may_see(reporter, stored)):
             return None
-        event = stored.event
-        return {
-            "event_id": event.id,
-            "room_id": event.room_id,
-            "sender": event.sender,
-            "origin_server_ts": event.origin_server_ts,
-            "type": event.type,
-            "content": event.content,
-            "taken_back": stored.redacted_by is not None,
-            "ciphertext_gone": held_form(stored).content_gone,
-        }
+        return _card(stored)
 
     async def taken_back(self, reporter: str, room_id: str) -> list[dict[str, Any]]:
-        """Encrypted messages of a room that were taken back and can still be proved, newest first, as far as this person was
-        allowed to see them: her client may offer no way to report them."""
+        """Cards of a room's encrypted messages that were taken back and can still be proved, newest first, as far as this person
+        was allowed to see them: her client may offer no way to report them, and shows no source of them."""
         room = await self._rooms.get(room_id)
         if room is None or not room.known:
             return []
@@ -320,10 +311,21 @@ class Disclosures(Part):
             return [store.stored(row, room.version) for row in rows]
 
         seen = await self._viewing.visible(room, await self._db.read(find), reporter)
-        return [
-            {"event_id": one.id, "sender": one.event.sender, "origin_server_ts": one.event.origin_server_ts}
-            for one in seen
-        ]
+        return [_card(one) for one in seen]
+
+
+def _card(stored: Stored) -> dict[str, Any]:
+    event = stored.event
+    return {
+        "event_id": event.id,
+        "room_id": event.room_id,
+        "sender": event.sender,
+        "origin_server_ts": event.origin_server_ts,
+        "type": event.type,
+        "content": event.content,
+        "taken_back": stored.redacted_by is not None,
+        "ciphertext_gone": held_form(stored).content_gone,
+    }
 
 
 def held_form(stored: Stored) -> Held:

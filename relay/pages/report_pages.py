@@ -115,8 +115,8 @@ class ReportPages(Part):
         shown = {"said": "", "proof": None, **more}
         return await self._frame.page(
             request, visit, "report.html", case=case, receipt=link.purpose == "receipt", at=request.http.rel_url.raw_path.rsplit("/proof", 1)[0],
-            cards=orjson.dumps(cards, option=orjson.OPT_INDENT_2).decode() if cards else "",
-            taken_back=await self._reports.taken_back(link, user_id), words=desk_words,
+            cards=_shown(cards) if cards else "",
+            taken_back=[{**one, "card": _shown(one)} for one in await self._reports.taken_back(link, user_id)], words=desk_words,
             elsewhere=user_id is not None and case.user_id is not None and server_of(case.user_id) != self._frame.server_name,
             not_kept=case.words == WORDS_NOT_KEPT, can_seal=await self._envelopes.can_seal(),
             decisions=await self._decided(link, user_id), expires_ts=link.expires_ts, **shown,
@@ -228,3 +228,7 @@ class ReportPages(Part):
         if link.purpose != "receipt":
             raise Forbidden("This is the code of a link, not of a receipt. Open the link in your notice room instead.")
         return self._frame.redirect(f"{REPORT}/{receipt}")
+
+
+def _shown(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
