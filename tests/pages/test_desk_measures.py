@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tests.pages.browsers import Browsers
-from tests.pages.desk_people import makes_moderator
+from tests.pages.desk_people import has_keys, makes_moderator
+from tests.people import until
 from tests.town import Town
 
 
@@ -57,3 +58,28 @@ async def test_measures_are_taken_and_lifted(town: Town, browsers: Browsers) -> 
     for words in ("Suspend", "Took back: suspend", "Block a server", "Cancelled: close the account", "Warn"):
         assert await reader.reads(words), f"the log says: {words}"
     await reader.is_content()
+
+
+async def test_what_can_not_be_undone_takes_a_second_person(town: Town, browsers: Browsers) -> None:
+    house = await town.relay("one")
+    alice, carol, mallory = await town.users("alice@one", "carol@one", "mallory@one")
+    for person in (alice, carol):
+        await makes_moderator(house, person)
+    await has_keys(house, carol)
+    town.clock.forward(hours=8 * 24)
+    await carol.syncs()
+    asks, confirms = await browsers.open(scripts=False), await browsers.open(scripts=False)
+    await asks.signs_in(alice, "/_relay/desk/measures?target=" + mallory.id)
+    await asks.page.locator("select[name=measure]").select_option("deactivate")
+    await asks.page.locator("select[name=reason]").select_option(label="Fraud")
+    await asks.presses("Go on …")
+    await asks.presses("Yes, do it")
+    assert await asks.reads("when confirmed") and await asks.page.get_by_role("button", name="Confirm").count() == 0
+    await confirms.signs_in(carol, "/_relay/desk/measures")
+    await confirms.presses("Confirm")
+
+    async def is_closed() -> bool:
+        await asks.goes_to("/_relay/desk/person?user=mallory")
+        return await asks.reads("This account is closed")
+
+    assert await until(is_closed), "the second person's word was enough"
