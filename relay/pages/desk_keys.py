@@ -34,7 +34,8 @@ class DeskKeys(Part):
 
     def routes(self) -> Iterable[Route]:
         frame = self._frame
-        yield Route("GET", PAGE, frame.open_to("moderator", self._page), auth="none")
+        # Also for somebody who is about to become a moderator: she makes her key before anybody can add it.
+        yield Route("GET", PAGE, frame.open_to("signed in", self._page), auth="none")
         yield Route("GET", f"{PAGE}/list", frame.open_to("moderator", self._list), auth="none")
         steps = (("test", self._test), ("tested", self._tested), ("unwrapped", self._unwrapped), ("wraps", self._wraps))
         for name, function in steps:
@@ -44,7 +45,8 @@ class DeskKeys(Part):
     async def _page(self, request: Request, visit: Visit) -> Answer:
         now = self._clock.now()
         return await self._frame.page(
-            request, visit, "desk_keys.html", keys=await self._keys.listing(), now=now, test_due_before=now - TEST_EVERY,
+            request, visit, "desk_keys.html", keys=await self._keys.listing() if await self._frame.moderates(visit) else [],
+            now=now, test_due_before=now - TEST_EVERY,
             enrolled_ts=await self._keys.enrolled_ts(visit.user_id),
         )  # fmt: skip
 

@@ -9,7 +9,7 @@ from tests.town import Town
 
 async def test_a_key_lives_in_the_browser_only(town: Town, browsers: Browsers) -> None:
     house = await town.relay("one")
-    alice = await town.user("alice@one")
+    alice, bob = await town.users("alice@one", "bob@one")
     await makes_moderator(house, alice)
     reader = await browsers.open()
     await reader.signs_in(alice, "/_relay/desk/keys")
@@ -38,6 +38,14 @@ async def test_a_key_lives_in_the_browser_only(town: Town, browsers: Browsers) -
     assert secret.text not in kept and "locked" in kept, "the key lies there under the passphrase only"
     assert made.replace("-", "") not in kept
     await reader.is_content()
+    soon = await browsers.open()
+    await soon.signs_in(bob, "/_relay/desk/keys")
+    assert await soon.reads("You are no moderator yet") and not await soon.reads("Audit log")
+    assert not await soon.reads(alice.id), "who moderates here is not for everybody"
+    await soon.page.get_by_label("A passphrase for this browser").fill(PASSPHRASE)
+    await soon.page.get_by_label("Once more").fill(PASSPHRASE)
+    await soon.page.get_by_role("button", name="Make a new key instead").click()
+    await soon.page.get_by_text("rmp1-", exact=False).last.wait_for()
     await reader.page.evaluate("localStorage.setItem('relay.moderator.list', 'another list')")
     await reader.page.reload()
     await reader.page.get_by_text("does not follow from the one you saw last").wait_for()
