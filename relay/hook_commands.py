@@ -28,11 +28,28 @@ def grow(grammar: Grammar, tell: Tell, ask: Ask) -> None:
         print(f"{SECRET_PREFIX}{base64.b64encode(secrets.token_bytes(MAX_SECRET_BYTES)).decode()}")
         return 0
 
+    def management(arguments: argparse.Namespace) -> int:
+        return tell(arguments, ask(arguments.data, "rooms.management", {"user": arguments.name}), _made)
+
     hooks = grammar.group("hooks", "rules and programs of your own (docs/hooks.md)")
     hooks.add("status", status, "who is asked and who is told, and how it goes since the start", "--data data")
     enabling = hooks.add("enable", enable, "tell a webhook again that wanted to be told no more", "NAME --data data")
     enabling.add_argument("name", metavar="NAME", help="its name in the config")
+    making = hooks.add(
+        "management-room",
+        management,
+        "make a readable room for a moderation bot that can't decrypt",
+        "NAME --data data",
+    )
+    making.add_argument("name", metavar="NAME", help="whose room it is: yours, not the bot's")
     hooks.add("secret", secret, "make a secret for the config", "")
+
+
+def _made(result: Any) -> str:
+    return (
+        f"{result['creator']} has the room {result['room_id']}, which is not encrypted and never leaves this server. Now write it "
+        "into the config under privacy: clear_rooms, restart the relay, and invite the bot."
+    )
 
 
 def _status(result: Any) -> str:

@@ -169,7 +169,7 @@ class Server:
         limits = Limits(settings.limits.rates, clock, enabled=settings.limits.enabled)
         bell = Bell()
         db = Database(self.data_dir / settings.database.path, bell, settings.database.reader_threads)
-        seal = Seal(settings.privacy.seal, settings.privacy.allow)
+        seal = Seal(settings.privacy.seal, settings.privacy.allow, settings.privacy.clear_rooms)
         account_data = AccountData(db)
         rooms = Rooms(db, name)
         invite_blocking = InviteBlocking(account_data, rooms)

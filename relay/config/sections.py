@@ -63,7 +63,8 @@ class Privacy(Section, frozen=True):
     """Further event types that local clients may send readable, such as m.reaction (one emoji and its target,
     nothing else)."""
     clear_rooms: tuple[str, ...] = ()
-    """IDs of rooms that people may join although they are not encrypted."""
+    """IDs of rooms that people may join although they are not encrypted, and whose messages may be readable: for tools
+    such as Draupnir."""
     redacted_grace: Duration = Duration(48 * HOUR)
     """How long the ciphertext of a redacted message is kept, so that a report can still prove what was taken back.
     0 removes it at once."""

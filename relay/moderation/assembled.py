@@ -53,4 +53,6 @@ def assemble(
     casework = casework_parts.assemble(db, clock, users, rooms, ground, audit_log, proving, acting)
     commands = {**proving.commands, **acting.commands, **casework.commands}
     parts = [audit_log, *proving.parts, *acting.parts, *casework.parts]
-    return Moderation(audit_log, proving, acting, casework, parts, commands, proving.checks)
+    return Moderation(
+        audit_log, proving, acting, casework, parts, commands, (*proving.checks, casework.tool_rooms.check)
+    )

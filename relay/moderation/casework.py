@@ -31,6 +31,7 @@ from relay.moderation.proving import Proving
 from relay.moderation.reports import Reports
 from relay.moderation.safety_api import SafetyApi
 from relay.moderation.safety_tokens import SafetyTokens
+from relay.moderation.tool_rooms import ToolRooms
 from relay.moderation.transparency import Transparency
 from relay.part import Part
 from relay.people.account_data import AccountData
@@ -86,6 +87,7 @@ class Casework:
     tokens: SafetyTokens
     peers: Peers
     api: SafetyApi
+    tool_rooms: ToolRooms
     parts: list[Part] = field(default_factory=list)
     commands: Mapping[str, Command] = field(default_factory=dict)
 
@@ -170,6 +172,8 @@ def assemble(
             tx, happened, case_id=case.case_id, category=case.category, state=case.state
         ),
     ]
+    acting.reports.lists, acting.reports.speaks = cases.listed_for_tools, own_rooms.speaker
+    reports.weight = ground.keeping.flags.weight_of
     audit_log.on_checkpoint.append(notices.checkpoint)
     audit_log.on_restored.append(notices.restored)
     actions.on_waiting.append(notices.act_waits)
@@ -191,7 +195,15 @@ def assemble(
     ground.copies.frozen = freeze.media
     ground.rooms_part.is_own = own_rooms.is_own
 
-    commands = ModerationCommands(db, audit_log, users.server_name, cases, decisions, api).commands()
+    # Without the seal as well: a room for a bot that can't decrypt, which only the operator makes.
+    clear = Creator(
+        db, rooms, ground.appender, speaks, Seal("open"), OpenDoors(), ground.profiles, ground.key, ground.default_version,
+    )  # fmt: skip
+    tool_rooms = ToolRooms(users, rooms, clear, ground.seal.clear_rooms)
+    commands = {
+        **ModerationCommands(db, audit_log, users.server_name, cases, decisions, api).commands(),
+        "rooms.management": tool_rooms.make_command,
+    }
     parts: list[Part] = [
         own_rooms,
         links,
@@ -222,6 +234,7 @@ def assemble(
         tokens,
         peers,
         api,
+        tool_rooms,
         parts,
         commands,
     )

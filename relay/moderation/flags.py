@@ -216,6 +216,10 @@ class Flags:
         found = [flag for flag in self.listed() if flag.subject in (subject, server)]
         return min(100, sum(WEIGHTS.get(flag.rule, 10) for flag in found))
 
+    async def weight_of(self, subject: str) -> int:
+        """For the reports, which ask when one comes in."""
+        return self.weight(subject)
+
     def require_slowly(self, subject: str) -> None:
         """Raises LimitExceeded where somebody is slowed down and did this a moment ago."""
         if self.mode != "on" or not self._flags:

@@ -296,7 +296,7 @@ def is_ciphertext(content: object) -> bool:
 class Seal:
     """The table at one level. `allow` is the config's `privacy.allow`; a type without a row raises ValueError."""
 
-    def __init__(self, level: Level, allow: Iterable[str] = ()) -> None:
+    def __init__(self, level: Level, allow: Iterable[str] = (), clear_rooms: Iterable[str] = ()) -> None:
         if level not in ("strict", "standard", "open"):
             raise ValueError(f"privacy.seal is {level!r}; it is one of strict, standard and open.")
         allowed = list(allow)
@@ -306,6 +306,8 @@ class Seal:
             )
         self.level: Level = level
         self.open = level == "open"
+        # Rooms of `privacy.clear_rooms`: their messages may be readable.
+        self.clear_rooms = frozenset(clear_rooms)
         rows = {type: row for type, row in ROOM_EVENTS.items() if level != "strict" or row.rule != PROFILE}
         self._rows = rows | {type: OPTIONAL_EVENTS[type] for type in allowed}
 

@@ -35,32 +35,36 @@ QUIET = [
 
 @pytest.fixture(scope="session")
 def workshop() -> Path:
-    """A folder with the packages of the lock, and our scripts beside them."""
+    return workshop_of(HERE, "*.mjs")
+
+
+def workshop_of(here: Path, scripts: str) -> Path:
+    """A folder with the packages of the lock that lies `here`, and the scripts from there beside them."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("web clients were not tried: node and npm are not installed")
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     if int(version.lstrip("v").split(".")[0]) < OLDEST_NODE:
         pytest.skip(f"web clients were not tried: they need Node {OLDEST_NODE} or later, here is {version}")
-    lock = (HERE / "package-lock.json").read_bytes()
+    lock = (here / "package-lock.json").read_bytes()
     folder = CACHE / hashlib.sha256(lock).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as mine:
         # Tests run in several processes, and this is there once.
         fcntl.flock(mine, fcntl.LOCK_EX)
-        _install(npm, folder)
-        for script in HERE.glob("*.mjs"):
+        _install(npm, here, folder)
+        for script in here.glob(scripts):
             there = folder / script.name
             if not there.exists() or there.read_bytes() != script.read_bytes():
                 shutil.copy(script, folder)
     return folder
 
 
-def _install(npm: str, folder: Path) -> None:
+def _install(npm: str, here: Path, folder: Path) -> None:
     if (folder / "installed").exists():
         return
     for name in ("package.json", "package-lock.json"):
-        shutil.copy(HERE / name, folder)
+        shutil.copy(here / name, folder)
     command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_SECONDS)
