@@ -25,6 +25,8 @@ MAX_LIMIT = 50
 MAX_TERM = 256
 # Of so many people the display names are read; beyond them only user IDs are searched.
 MAX_NAMES = 2_000
+# Once so many people are known, no further room is looked into that she is not in herself.
+MAX_STRANGERS = 20_000
 # Of the published rooms, so many of the newest count.
 MAX_PUBLISHED = 200
 MEMBER = "m.room.member"
@@ -63,10 +65,13 @@ class UserSearch(Part):
         """Who shares a room (or is in a published one, where profiles are open), and of those elsewhere the member event that says their name."""
         people: set[str] = set()
         member_events: dict[str, tuple[str, RoomVersion]] = {}
-        room_ids = set(self._rooms.joined(user_id))
+        room_ids = dict.fromkeys(self._rooms.joined(user_id))
+        own = len(room_ids)
         if self._profiles.open_to_everyone:
-            room_ids.update(await self._db.read(_published))
-        for room_id in room_ids:
+            room_ids.update(dict.fromkeys(await self._db.read(_published)))
+        for number, room_id in enumerate(room_ids):
+            if number >= own and len(people) >= MAX_STRANGERS:
+                break
             room = await self._rooms.get(room_id)
             if room is None:
                 continue
