@@ -45,7 +45,7 @@ async def test_from_the_page_to_the_tool_and_back(town: Town, browsers: Browsers
     at_home = await browsers.open()
     await at_home.signs_in(victim, await notice_link(victim, "report"))
     await at_home.page.get_by_text("Messages that were taken back, and can still be proved (1)").click()
-    await at_home.page.get_by_text("as it was sent, for the proof tool").click()
+    await at_home.page.get_by_text(f"{mallory.id}, ").click()
     card = await at_home.page.locator("#card-1").inner_text()
     assert json.loads(card)["event_id"] == sent and WORD not in card
     await at_home.shows("report-taken-back")
