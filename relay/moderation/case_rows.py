@@ -25,7 +25,10 @@ SCHEMA = Schema(
             {
                 "case_id": ("its name, random", _COUNTED),
                 "number": ("its running number, for people", _COUNTED),
-                "kind": ("event, room, user, notice, forwarded by another server, or decided elsewhere", _COUNTED),
+                "kind": (
+                    "event, room, user, notice, forwarded by another server, decided elsewhere, or direct: a measure without a report",
+                    _COUNTED,
+                ),
                 "category": ("what kind of abuse, as a word of a list", _COUNTED),
                 "state": ("how far it has come", _COUNTED),
                 "disclosure": ("what the checks of its proof found, as a word", _COUNTED),

@@ -11,7 +11,7 @@ from typing import Literal
 from relay.clock import DAY, HOUR, MINUTE
 from relay.errors import ApiError, InvalidParam
 
-Kind = Literal["event", "room", "user", "notice", "forwarded", "elsewhere"]
+Kind = Literal["event", "room", "user", "notice", "forwarded", "elsewhere", "direct"]
 Side = Literal["reporter", "subject"]
 
 CATEGORIES = ("ncii", "minor", "threat", "harassment", "spam", "fraud", "other")

@@ -159,13 +159,24 @@ class Cases(Part):
         )
         return {case_id: {user_id} for case_id, user_id in rows}
 
-    async def open_by_category(self) -> dict[str, int]:
-        rows = await self._db.read(
-            lambda query: query.all(
-                "SELECT category, count(*) FROM cases WHERE is_open = 1 AND duplicate_of IS NULL GROUP BY category"
+    async def check(self) -> list[dict[str, str]]:
+        """Findings for `relay check`."""
+        now = self._clock.now()
+        late = await self._db.read(
+            lambda query: query.value(
+                "SELECT count(*) FROM cases WHERE is_open = 1 AND duplicate_of IS NULL AND due_ts <= $1", now
             )
         )
-        return dict(rows)
+        if not late:
+            return []
+        what = f"{late} reports are late: they should have been decided by now."
+        return [
+            {
+                "severity": "warning",
+                "what": what,
+                "todo": "Look at them: relay report list, or the desk at /_relay/desk",
+            }
+        ]
 
     # --- changing
 

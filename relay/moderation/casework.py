@@ -18,6 +18,7 @@ from relay.moderation.appeals import Appeals
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.cases import Cases
 from relay.moderation.decisions import Decisions
+from relay.moderation.direct import DirectMeasures
 from relay.moderation.doorkeeping import Doorkeeping
 from relay.moderation.freeze import Freeze
 from relay.moderation.keeping import Keeping
@@ -179,6 +180,8 @@ def assemble(
     actions.on_waiting.append(notices.act_waits)
     proving.keys.on_change.append(notices.keys_changed)
     proving.envelopes.persons_of = cases.persons_of
+    direct = DirectMeasures(clock, users, cases, decisions, links, notices)
+    actions.on_taken.append(direct.taken)
     decisions.on_decided += [appeals.keep_password, peers.decided]
     appeals.peers = peers
     keeping.forgets.append(peers.forget)

@@ -19,6 +19,7 @@ from relay.errors import ApiError, NotAllowed, NotFound
 from relay.moderation import case_rules as rules
 from relay.moderation import notice_words as words
 from relay.moderation.actions import Actions
+from relay.moderation.acts import Act
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.case_rows import Case
 from relay.moderation.cases import Cases
@@ -278,10 +279,18 @@ class Decisions(Part):
             if other.state in rules.UNDECIDED:
                 self._cases.change(tx, other.case_id, None, decided)
         self._cases.change(tx, case.case_id, version, decided)
+        self._insert(tx, decision)
+        for kept in self.on_decided:
+            kept(tx, case, decision)
+        for told in self._cases.on_change:
+            told(tx, "report.decided", replace(case, state=rules.DECIDED))
+        self._tell(tx, [case, *joined], decision)
+
+    def _insert(self, tx: Tx, decision: Decision) -> None:
         tx.run(
             "INSERT INTO decisions (decision_id, case_id, decided_ts, decider, automated, reason_code, ground, facts, appeal_id, verdict) "
             "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-            decision.decision_id, case.case_id, now, decision.decider, int(decision.automated), decision.reason_code,
+            decision.decision_id, decision.case_id, decision.decided_ts, decision.decider, int(decision.automated), decision.reason_code,
             decision.ground, decision.facts, decision.appeal_id, decision.verdict,
         )  # fmt: skip
         tx.many(
@@ -293,11 +302,6 @@ class Decisions(Part):
                 for one in decision.measures
             ],
         )  # fmt: skip
-        for kept in self.on_decided:
-            kept(tx, case, decision)
-        for told in self._cases.on_change:
-            told(tx, "report.decided", replace(case, state=rules.DECIDED))
-        self._tell(tx, [case, *joined], decision)
 
     def _tell(self, tx: Tx, cases: Sequence[Case], decision: Decision) -> None:
         """Both sides hear of it, each with a link of her own."""
@@ -353,6 +357,16 @@ class Decisions(Part):
             "INSERT INTO decided_measures (decision_id, place, measure, target, erase, outcome) VALUES ($1, $2, $3, '', 0, $4)",
             [(decision_id, place, measure, DONE) for place, measure in enumerate(told["measures"])],
         )
+
+    def put_direct(self, tx: Tx, case: Case, act: Act, chosen: Chosen, ground: str, facts: str) -> None:
+        """A measure that was taken without a report: a decision, so that whoever is concerned can object to it."""
+        decision = Decision(
+            secrets.token_urlsafe(12), case.case_id, case.created_ts, act.actor, act.is_machine, act.reason_code, ground, facts,
+            measures=(Taken(0, chosen, DONE),),
+        )  # fmt: skip
+        self._insert(tx, decision)
+        for kept in self.on_decided:
+            kept(tx, case, decision)
 
     def set_told_peer(self, tx: Tx, decision_id: str, outcome: str) -> None:
         tx.run("UPDATE decisions SET told_peer = $2 WHERE decision_id = $1", decision_id, outcome)

@@ -37,15 +37,15 @@ def span(month: str) -> tuple[int, int]:
 
 
 def _figures(query: Query, begin: int, end: int) -> dict[str, Any]:
-    # What other servers decided about people of ours is no report here.
-    came = "kind <> 'elsewhere' AND created_ts >= $1 AND created_ts < $2"
+    # What other servers decided about people of ours, and measures without a report, are no reports.
+    came = "kind NOT IN ('elsewhere', 'direct') AND created_ts >= $1 AND created_ts < $2"
     decided = "d.decided_ts >= $1 AND d.decided_ts < $2 AND d.case_id IN (SELECT case_id FROM cases WHERE kind <> 'elsewhere')"
     disclosures = _counts(query, f"SELECT disclosure, count(*) FROM cases WHERE {came} GROUP BY disclosure", begin, end)
     proofs = sum(number for name, number in disclosures.items() if name != "undisclosed")
     good = disclosures.get("verified", 0) + disclosures.get("verified_remote", 0)
     first = query.all(
         f"SELECT d.decided_ts, c.created_ts, c.due_ts, d.automated FROM decisions d JOIN cases c ON c.case_id = d.case_id "
-        f"WHERE {decided} AND d.verdict IS NULL",
+        f"WHERE {decided} AND d.verdict IS NULL AND c.kind <> 'direct'",
         begin,
         end,
     )

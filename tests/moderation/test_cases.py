@@ -115,6 +115,25 @@ async def test_a_report_reaches_the_moderators_and_is_decided_and_objected_to(to
     assert not [one for one in notices_of(mod.person) if alice.id in one or bob.id in one]
 
 
+async def test_whoever_is_concerned_by_a_measure_without_a_report_can_object_too(town: Town) -> None:
+    mod = await desk(town)
+    bob = await town.user("bob@one")
+    work = casework(mod.house)
+    await mod.asks("POST", "acts", {"measure": "suspend", "target": bob.id, "reason_code": "spam"})
+    link = await work.links.look(token_in(await hears(bob, "The moderators have decided something about you")))
+    case, [decision] = await work.appeals.opened(link, bob.id)
+    assert (case.kind, decision.reasons()["reason_code"]) == ("direct", "spam")
+    await work.appeals.file(case.case_id, bob.id, "I sent nothing")
+    [row] = await mod.queue()
+    await mod.asks(
+        "POST", f"reports/{row['id']}/appeal",
+        {"verdict": "reversed", "reason_code": "mistake", "ground": "terms:1", "facts": "Another account sent the messages."},
+    )  # fmt: skip
+    await bob.creates_room()
+    figures = await mod.asks("GET", "transparency/" + _month(town))
+    assert (figures["reports"], figures["decisions"], figures["appeals"]) == (0, 0, 1)
+
+
 def _month(town: Town) -> str:
     return time.strftime("%Y-%m", time.gmtime(town.clock.now() / 1000))
 
