@@ -54,5 +54,11 @@ def assemble(
     commands = {**proving.commands, **acting.commands, **casework.commands}
     parts = [audit_log, *proving.parts, *acting.parts, *casework.parts]
     return Moderation(
-        audit_log, proving, acting, casework, parts, commands, (*proving.checks, casework.cases.check, casework.tool_rooms.check)
+        audit_log,
+        proving,
+        acting,
+        casework,
+        parts,
+        commands,
+        (*proving.checks, casework.cases.check, casework.tool_rooms.check),
     )
