@@ -70,7 +70,8 @@ class Route:
     """One endpoint. `limit` names a rate class of the configuration; `body` "stream" leaves reading it to the function.
 
     `serves` says on which listeners it stands; `when_locked`, whether it is for locked accounts too. `refusal` makes
-    the answer of what is refused, where that is to be a page and not the standard's form.
+    the answer of what is refused, where that is to be a page and not the standard's form. `for_services`: an application
+    service proves itself there, of whom nothing else is asked.
     """
 
     method: str
@@ -83,6 +84,7 @@ class Route:
     max_body: int = MAX_BODY
     when_locked: bool = False
     refusal: Refusal | None = None
+    for_services: bool = False
 
 
 class AuthenticatesServers(Protocol):
@@ -396,9 +398,9 @@ class Web:
         else:
             if route.auth == "optional" and _token(request) is not None:
                 request.caller = await self._caller(request)
-            elif self._services is not None and self._services.knows(token := _token(request) or ""):
-                # Signing in and registering: it proves itself, and names its user in the body.
-                request.caller = self._services.itself(token)
+            elif route.for_services and self._services is not None and self._services.knows(_token(request) or ""):
+                # Signing in and registering: it names its user in the body.
+                request.caller = self._services.itself(_token(request) or "")
             if route.limit is not None and (request.caller is None or request.caller.limited):
                 # Only in memory, and only for as long as the limit's bucket fills.
                 self._limits.spend(route.limit, request.address)

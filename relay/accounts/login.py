@@ -35,7 +35,9 @@ class Login(Part):
 
     def routes(self) -> Iterable[Route]:
         yield Route("GET", "/_matrix/client/v3/login", self._flows_route, auth="none")
-        yield Route("POST", "/_matrix/client/v3/login", self._login_route, auth="none", limit="login")
+        yield Route(
+            "POST", "/_matrix/client/v3/login", self._login_route, auth="none", limit="login", for_services=True
+        )
 
     async def _flows_route(self, request: Request) -> Answer:
         return {"flows": [{"type": PASSWORD}, *([{"type": SERVICE_LOGIN}] if self.namespaces.any else [])]}

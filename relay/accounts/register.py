@@ -53,7 +53,7 @@ class Register(Part):
 
     def routes(self) -> Iterable[Route]:
         register = "/_matrix/client/v3/register"
-        yield Route("POST", register, self._register_route, auth="none", limit="registration")
+        yield Route("POST", register, self._register_route, auth="none", limit="registration", for_services=True)
         yield Route("GET", f"{register}/available", self._available_route, auth="none", limit="registration")
 
     def _require_open(self) -> Flows:

@@ -9,8 +9,8 @@ from tests.town import Apart, Town
 
 
 async def test_a_service_hears_its_rooms_and_no_others(town: Town, hires: Hires) -> None:
-    bridge = await hires(receive_ephemeral=True)
-    alice, bob = await town.users("alice@one", "bob@one")
+    bridge = await hires(receive_ephemeral=True, settings="presence: {enabled: true}\n")
+    alice, bob, stranger = await town.users("alice@one", "bob@one", "stranger@one")
     ghost = await bridge.makes("tom")
     private = await alice.creates_room(with_=bob)
     unheard = await alice.sends(private)
@@ -37,7 +37,14 @@ async def test_a_service_hears_its_rooms_and_no_others(town: Town, hires: Hires)
         "ephemeral", lambda e: e["type"] == "m.typing" and bob.id in e["content"]["user_ids"]
     )
     assert await bridge.hears_that("ephemeral", lambda e: e["type"] == "m.receipt" and heard in e["content"])
-    assert {e["room_id"] for e in bridge.told("ephemeral")} == {room}, "other rooms are not its business"
+    for person in (stranger, bob):
+        await person.calls("PUT", path("presence", person.id, "status"), {"presence": "unavailable"})
+    assert await bridge.hears_that(
+        "ephemeral", lambda e: e["type"] == "m.presence" and e["content"]["presence"] == "unavailable"
+    )
+    passing = bridge.told("ephemeral")
+    assert {e["room_id"] for e in passing if "room_id" in e} == {room}, "other rooms are not its business"
+    assert stranger.id not in {e.get("sender") for e in passing}, "nor are people whom its users do not meet"
     assert bridge.told("ephemeral") == bridge.told("de.sorunome.msc2409.ephemeral")
 
     # The service is away while its user leaves: what was said before reaches it, what is said after does not.
