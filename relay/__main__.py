@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from relay import answers, checkup, config_example, control, folder, hook_commands, peer_commands
+from relay import answers, checkup, classifier_line, config_example, control, folder, hook_commands, peer_commands
 from relay.config import ConfigError, Duration, Listener
 from relay.moderating import Moderating
 from relay.moderator_line import ModeratorLine, first_keys_words
@@ -339,6 +339,7 @@ def _parser() -> argparse.ArgumentParser:
 
     peer_commands.grow(grammar, _tell, _command)
     hook_commands.grow(grammar, _tell, _command)
+    classifier_line.grow(grammar, _tell)
 
     users = grammar.group("user", "accounts")
     add = users.add("add", _user_add, "make an account", "alice --admin --data data")

@@ -196,7 +196,9 @@ class Server:
         to_tools = Outward(lookups, AddressRule(private=True), tls_context(ca_file), plain=True)
 
         # The doors.
-        keeping = self._keeping = Doorkeeping(settings.hooks, db, clock, rooms, Posting(to_webhooks), Posting(to_tools))
+        keeping = self._keeping = Doorkeeping(
+            settings.hooks, db, clock, rooms, Posting(to_webhooks), Posting(to_tools), self.data_dir
+        )
         controls.also_ask(keeping.restrictions.refuses)
         controls.also_admit(keeping.restrictions.admits)
         keeping.restrictions.on_change.append(controls.changed)

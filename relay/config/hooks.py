@@ -162,6 +162,11 @@ class Hooks(Section, frozen=True):
     flags: Flags = Flags()
     """What looks odd from the outside: many invites to strangers, many refused ones. Kept in memory only."""
 
+    classifiers: tuple[str, ...] = ()
+    """Names of installed classifiers of disclosed text (entry points of the group relay.classifiers)."""
+    classifier_model: str | None = None
+    """The model of `relay classifier train`, relative to the data folder. Example: classifier.json"""
+
     def __post_init__(self) -> None:
         for field in ("http", "webhooks", "integrations"):
             names = [one.name for one in getattr(self, field)]

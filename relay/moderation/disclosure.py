@@ -109,6 +109,8 @@ class Disclosures(Part):
         self._verified_here = verified_here
         self._held_media = held_media
         self._server_name = server_name
+        # Told of what was opened while it lies in memory: classifiers, which sort the queue.
+        self.on_opened: list[Callable[[Proof], None]] = []
 
     # --- V1, asked once when the report arrives, and kept by the case
 
@@ -232,6 +234,8 @@ class Disclosures(Part):
         """Seals what was opened. `except_users` are those whom the case is about."""
         sealed = None
         if proof.opened:
+            for told in self.on_opened:
+                told(proof)
             sealed = await self._envelopes.prepare(case_id, "evidence", proof.evidence(), except_users)
         return Prepared(proof, sealed)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from relay.clock import Clock
@@ -17,6 +18,7 @@ from relay.config.hooks import Hooks as HookSettings
 from relay.db import Database
 from relay.doors import Doors
 from relay.media.files import Store
+from relay.moderation.classifiers import Classifiers
 from relay.moderation.flags import FlagDoors, Flags
 from relay.moderation.hook_points import Failing, Hook
 from relay.moderation.hooks import HookDoors, Hooks, Plugin
@@ -36,13 +38,22 @@ _AS_SET: dict[str, Failing | None] = {"default": None, "open": "open", "closed":
 
 class Doorkeeping:
     def __init__(
-        self, settings: HookSettings, db: Database, clock: Clock, rooms: Rooms, outside: Posts, anywhere: Posts
+        self,
+        settings: HookSettings,
+        db: Database,
+        clock: Clock,
+        rooms: Rooms,
+        outside: Posts,
+        anywhere: Posts,
+        data_dir: Path,
     ) -> None:
         """`outside` reaches public addresses only, `anywhere` also this machine and private networks. Raises ConfigError."""
         self._db = db
         self._server_name = server_name = rooms.server_name
         self.restrictions = Restrictions(db, clock)
         self.flags = Flags(settings.flags, db, clock, rooms)
+        model = data_dir / settings.classifier_model if settings.classifier_model else None
+        self.classifiers = Classifiers(self.flags, settings.classifiers, model)
         self.lists = PolicyLists(db, rooms, settings.policy_lists)
         self.restrictions.further.append(self.lists.server_rule)
         self.lists.on_change.append(self.restrictions.changed)

@@ -45,6 +45,7 @@ WEIGHTS = {
     "join-wave": 20,
     "uploads": 10,
     "policy-list": 60,
+    "disclosed-text": 60,
 }
 SLOWED_EVERY_MS = 10 * MINUTE
 

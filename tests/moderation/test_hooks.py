@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from hashlib import sha256
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from standardwebhooks.webhooks import Webhook
@@ -19,7 +19,7 @@ from relay.moderation.hooks import DENIES_KEPT_SECONDS, FAILURES_BEFORE_REST, RE
 from relay.moderation.http_hooks import _CALLBACKS, BadAnswer, verdict
 from tests.moderation.tools import SECRET, Tool
 from tests.people import Refused, until
-from tests.town import Clock, Town
+from tests.town import ROOT, Clock, Town
 
 PLUGIN = """
 from relay.moderation.hook_points import Hook, Verdict, deny
@@ -259,3 +259,19 @@ async def test_blocked_files_stay_out_by_their_hash(town: Town) -> None:
 
 def ciphertext_of(blob: bytes) -> bytes:
     return bytes(byte ^ 0x5A for byte in blob)
+
+
+def test_the_page_shows_the_table_and_an_example_that_runs() -> None:
+    page = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
+    for point in POINTS.values():
+        [row] = [line for line in page.splitlines() if line.startswith(f"| `{point.name}` |")]
+        assert row.endswith(f"| {point.on_failure} |"), f"the page says what happens where {point.name} fails"
+        assert all(field in row for field in point.sees), f"the page says what {point.name} sees"
+        budget = f"{point.budget_ms} ms" if point.budget_ms < 1000 else f"{point.budget_ms // 1000} s"
+        assert f"| {budget} |" in row, f"the page says how long {point.name} may take"
+    example = page.split("```python\n")[1].split("```")[0]
+    made: dict[str, Any] = {}
+    exec(compile(example, "docs/hooks.md", "exec"), made)
+    hook = made["NoStrangers"]()
+    assert hook.check_federated_invite(Invite("@a:example.org", "@b:x", "!r:x")) is None
+    assert hook.check_federated_invite(Invite("@a:else.example", "@b:x", "!r:x")).decision == "deny"
