@@ -19,7 +19,7 @@ from relay.db import Database, Tx
 from relay.doors import OpenDoors
 from relay.errors import LimitExceeded
 from relay.ids import server_of
-from relay.moderation.signs import Kept, Names, Share, Usual, Window
+from relay.moderation.signs import MAX_COUNTERS, Kept, Names, Share, Usual, Window
 from relay.protocol.event import Event
 from relay.rooms.room import Room
 from relay.rooms.rooms import Rooms
@@ -84,6 +84,9 @@ class Flags:
         self._of_servers = Kept(lambda: Window(HOUR))
         self._refused = Kept(lambda: Share(OF_LAST_INVITES))
         self._spoke_in = Kept[dict[bytes, tuple[int, bool]]](dict)
+        # Who spoke in which room within the hour, as hashes of this process.
+        self._heard: set[int] = set()
+        self._heard_since = 0
         self._joins = Kept(Usual)
         self._joined = Kept(lambda: Window(10 * MINUTE))
         self._uploads = Kept(lambda: Window(HOUR))
@@ -151,30 +154,41 @@ class Flags:
             self.raise_("join-wave", room_id, many)
 
     def spoke(self, event: Event) -> None:
-        """A message, in a room of two: who writes to many strangers and gets no answer?"""
+        """A message, in a room of two: who writes to many strangers and gets no answer? Only the first of each within an hour
+        tells anything, and only it costs anything."""
+        now = self._clock.now()
+        if now - self._heard_since >= HOUR or len(self._heard) >= MAX_COUNTERS:
+            self._heard.clear()
+            self._heard_since = now
+        pair = hash((event.sender, event.room_id))
+        if pair in self._heard:
+            return
+        self._heard.add(pair)
         room = self._rooms.loaded(event.room_id)
         if room is None or room.joined_count > 2:
             return
         others = [u for u, m in room.members.items() if m in ("join", "invite") and u != event.sender]
         if not others:
             return
-        now = self._clock.now()
         name = self._names.of(event.room_id, now)
+        answers = False
         for user_id in others[:2]:
             other = self._spoke_in.of(self._names.of(user_id, now))
             if name in other:
                 other[name] = (other[name][0], True)
+                answers = True
         mine = self._spoke_in.of(self._names.of(event.sender, now))
-        if name not in mine:
-            for old in [one for one, (since, _) in mine.items() if now - since > HOUR]:
-                del mine[old]
-            mine[name] = (now, False)
-            if len(mine) > ROOMS_PER_HOUR:
-                replied = sum(replied for _, replied in mine.values()) / len(mine)
-                if replied < REPLIED_SHARE:
-                    self.raise_("fan-out", event.sender, len(mine))
-                if len(mine) > 10 * ROOMS_PER_HOUR:
-                    mine.clear()
+        if name in mine and now - mine[name][0] <= HOUR:
+            return
+        for old in [one for one, (since, _) in mine.items() if now - since > HOUR]:
+            del mine[old]
+        mine[name] = (now, answers)
+        if len(mine) > ROOMS_PER_HOUR:
+            replied = sum(replied for _, replied in mine.values()) / len(mine)
+            if replied < REPLIED_SHARE:
+                self.raise_("fan-out", event.sender, len(mine))
+            if len(mine) > 10 * ROOMS_PER_HOUR:
+                mine.clear()
 
     def uploaded(self, user_id: str, size: int) -> None:
         now = self._clock.now()

@@ -21,7 +21,10 @@ from relay.moderation.classifiers import RULE, Classifiers, texts_of
 from relay.moderation.proof import Proof, ProvedItem
 
 KEY = bytes(range(32))
-BAD, GOOD = ["pay", "now", "bitcoin", "wallet", "urgent", "click", "link"], ["see", "you", "tomorrow", "thanks", "lovely", "show", "evening"]
+BAD, GOOD = (
+    ["pay", "now", "bitcoin", "wallet", "urgent", "click", "link"],
+    ["see", "you", "tomorrow", "thanks", "lovely", "show", "evening"],
+)
 
 
 def decided(number: int, seed: int = 1) -> list[Example]:
