@@ -16,7 +16,7 @@ from typing import Any
 
 from relay.accounts.users import Users
 from relay.clock import HOUR, Clock
-from relay.db import Database, Tx
+from relay.db import Database, Query, Tx
 from relay.errors import ApiError, Forbidden, InvalidParam, LimitExceeded, TooLarge
 from relay.ids import is_event_id, is_room_id, is_user_id
 from relay.moderation import case_rules as rules
@@ -182,6 +182,7 @@ class Reports(Part):
         case = replace(case, seen=tuple(seen), words=kept)
         weight = await self.weight(about) if self.weight is not None and about is not None else 0
         with self._db.write() as tx:
+            tx.call(lambda query: _still_few(query, case, MAX_AN_HOUR))
             self._cases.open(tx, case, weight=weight)
             if sealed is not None:
                 self._envelopes.store(tx, sealed, actor="reporter")
@@ -252,6 +253,7 @@ class Reports(Part):
         )
         case = replace(case, words=WORDS_SEALED if sealed is not None else WORDS_NOT_KEPT)
         with self._db.write() as tx:
+            tx.call(lambda query: _still_few(query, case, MAX_FORMS_AN_HOUR))
             self._cases.open(tx, case)
             if sealed is not None:
                 self._envelopes.store(tx, sealed, actor="stranger")
@@ -414,6 +416,17 @@ def _targets(where: str) -> dict[str, str]:
         elif "event_id" not in found and is_event_id(word):
             found["event_id"] = word
     return found
+
+
+def _still_few(query: Query, case: Case, most: int) -> None:
+    """Inside the write: many at the same moment must not all find that there are few. Raises LimitExceeded."""
+    number = query.value(
+        "SELECT count(*) FROM cases WHERE created_ts > $1 AND coalesce(reporter, '') = $2 AND ($2 <> '' OR kind = 'notice')",
+        case.created_ts - HOUR,
+        case.reporter or "",
+    )
+    if number >= most:
+        raise LimitExceeded(HOUR / 1000)
 
 
 def _excluded(case: Case) -> tuple[str, ...]:

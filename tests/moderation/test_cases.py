@@ -143,3 +143,25 @@ async def _raises(doing: Awaitable[object]) -> None:
         await doing
     except ApiError as no:
         raise Refused(no.status, {"error": no.text}, {}) from no
+
+
+async def test_what_was_to_be_said_is_said_after_a_restart_and_once(town: Town) -> None:
+    mod = await desk(town)
+    alice = await town.user("alice@one")
+    work = casework(mod.house)
+    case = work.cases.new(kind="user", category="spam", user_id="@a:else.example", reporter=alice.id)
+    speaking, work.own_rooms.say = work.own_rooms.say, _never  # type: ignore[method-assign]
+    with work.cases._db.write() as tx:
+        work.cases.open(tx, case)
+        work.notices.tell(tx, alice.id, "decided_none", case.case_id, link=("appeal", "t" * 43))
+    await tx
+    await mod.house.restart()
+    del speaking
+    await hears(alice, "was decided: no measure was taken")
+    await hears(mod.person, "Report 1 has come (spam)")
+    await alice.syncs()
+    assert len(notices_of(alice)) == 1
+
+
+async def _never(*_: object) -> None:
+    raise ApiError("The wire is cut.")

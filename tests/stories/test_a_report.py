@@ -163,7 +163,8 @@ async def test_from_the_threat_to_the_last_word(scene: Scene) -> None:
     everything = (await desk.person.calls("GET", f"{SAFETY}/audit", limit=200))["entries"]
     assert alice.id not in str(everything), "who reported stands nowhere in the log"
     assert not (await desk.house.command("audit"))["findings"], "every readable row has its rule"
-    for told in (THREAT.split()[-1], WORDS.split()[-1], "line from our play"):
+    [disclosed] = parse_code(code, category="threat", good_faith=True).items
+    for told in (THREAT.split()[-1].encode(), WORDS.split()[-1].encode(), b"line from our play", disclosed.prk):
         _found_nowhere(scene, told)
 
 
@@ -196,9 +197,8 @@ async def _opens(doing: Any) -> None:
         raise Refused(no.status, {"error": no.text}, {}) from no
 
 
-def _found_nowhere(scene: Scene, text: str) -> None:
+def _found_nowhere(scene: Scene, raw: bytes) -> None:
     """Neither as it is, nor in the ways in which text hides."""
-    raw = text.encode()
     forms = [raw, raw.hex().encode(), base64.b64encode(raw)[:-4], base64.urlsafe_b64encode(raw)[:-4]]
     for file in scene.desk.house.files():
         content = file.read_bytes()
