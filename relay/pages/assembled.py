@@ -101,7 +101,7 @@ def _desk(
     audit_log = moderation.audit_log
     return (
         DeskCases(
-            frame, clock, casework.cases, proving.disclosures, proving.envelopes, acting.actions, casework.api,
+            frame, clock, casework.cases, proving.disclosures, proving.envelopes, acting.actions, audit_log, casework.api,
             DeskDecisions(frame, users, casework.decisions, casework.appeals), DeskMedia(db, audit_log, held_media),
             DeskForwarding(casework.peers, casework.reports),
         ),

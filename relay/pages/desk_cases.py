@@ -17,6 +17,7 @@ from relay.errors import ApiError, InvalidParam, NotFound
 from relay.moderation import case_rules as rules
 from relay.moderation.actions import Actions
 from relay.moderation.acts import Act
+from relay.moderation.audit_log import AuditLog
 from relay.moderation.case_rows import Case
 from relay.moderation.cases import Cases
 from relay.moderation.disclosure import Disclosures
@@ -58,6 +59,7 @@ class DeskCases(Part):
         disclosures: Disclosures,
         envelopes: Envelopes,
         actions: Actions,
+        audit_log: AuditLog,
         api: SafetyApi,
         decisions: DeskDecisions,
         media: DeskMedia,
@@ -69,6 +71,7 @@ class DeskCases(Part):
         self._disclosures = disclosures
         self._envelopes = envelopes
         self._actions = actions
+        self._audit_log = audit_log
         self._api = api
         self._decisions = decisions
         self._handing_over = handing_over
@@ -115,15 +118,29 @@ class DeskCases(Part):
             wanted = {"state": None}
         rows, total = await self._cases.queue(actor=visit.user_id, start=start, limit=PAGE_STEP, **wanted)
         now = self._clock.now()
-        warnings = []
-        if not await self._envelopes.can_seal():
-            warnings.append(
-                "There are fewer than two moderator keys, so nobody's words and no proof can be kept. Make them: relay moderator add"
-            )
+        warnings = await self._warnings(visit.user_id)
         return await self._frame.page(
             request, visit, "desk_queue.html", rows=rows, total=total, start=start, step=PAGE_STEP, show=show, shows=SHOWS,
             title=title, words=desk_words, now=now, soon=now + SOON_MS, warnings=warnings,
         )  # fmt: skip
+
+    async def _warnings(self, actor: str) -> list[str]:
+        """What a moderator should see before any case."""
+        found = []
+        if await self._audit_log.restored() is not None:
+            found.append(
+                "A backup was restored under this relay. Look at the audit log, and say there that you know about it."
+            )
+        if not await self._envelopes.can_seal():
+            found.append(
+                "There are fewer than two moderator keys, so nobody's words and no proof can be kept. Make them: relay moderator add"
+            )
+        waiting = [one for one in await self._actions.waiting() if one.act.actor != actor]
+        if waiting:
+            found.append(
+                f"Waiting for another moderator's word: {len(waiting)}. See Measures; you can confirm or cancel."
+            )
+        return found
 
     async def _case(self, request: Request, visit: Visit) -> Answer:
         case = await self._cases.for_moderator(request.params["case_id"], visit.user_id)

@@ -75,7 +75,9 @@ async def test_what_can_not_be_undone_takes_a_second_person(town: Town, browsers
     await asks.presses("Go on …")
     await asks.presses("Yes, do it")
     assert await asks.reads("when confirmed") and await asks.page.get_by_role("button", name="Confirm").count() == 0
-    await confirms.signs_in(carol, "/_relay/desk/measures")
+    await confirms.signs_in(carol, "/_relay/desk")
+    assert await confirms.reads("Waiting for another moderator's word: 1")
+    await confirms.goes_to("/_relay/desk/measures")
     await confirms.presses("Confirm")
 
     async def is_closed() -> bool:
