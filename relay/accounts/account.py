@@ -45,6 +45,8 @@ class Account(Part):
         # Leaves all rooms of a user; the server sets it. Called again until it returns.
         self.leave_rooms: Callable[[str], Awaitable[None]] | None = None
         self._somebody_leaves = asyncio.Event()
+        # In the write of what the operator does to an account (write, action, user); the server sets it to the audit log.
+        self.noted: Callable[[Tx, str, str], None] | None = None
 
     def routes(self) -> Iterable[Route]:
         client = "/_matrix/client/v3"
@@ -109,8 +111,12 @@ class Account(Part):
                 change(tx)
             await tx
 
-    async def deactivate(self, user_id: str, *, erase: bool = False) -> None:
+    async def deactivate(self, user_id: str, *, erase: bool = False, also: Callable[[Tx], None] | None = None) -> None:
+        """`also` adds to the same write."""
+
         def close(tx: Tx) -> None:
+            if also is not None:
+                also(tx)
             self._users.deactivate(tx, user_id)
             for told in self.on_deactivated:
                 told(tx, user_id, erase)
@@ -154,14 +160,19 @@ class Account(Part):
         found = await self.open_account(user)
         with self._db.write() as tx:
             self._users.set_admin(tx, found.user_id, admin)
+            self._note(tx, "admin" if admin else "undo.admin", found.user_id)
             tx.after(lambda: self._sessions.forget(found.user_id))
         await tx
         return {"user_id": found.user_id, "admin": admin}
 
     async def deactivate_command(self, *, user: str, erase: bool = False) -> dict[str, Any]:
         found = await self.open_account(user)
-        await self.deactivate(found.user_id, erase=erase)
+        await self.deactivate(found.user_id, erase=erase, also=lambda tx: self._note(tx, "deactivate", found.user_id))
         return {"user_id": found.user_id}
+
+    def _note(self, tx: Tx, action: str, user_id: str) -> None:
+        if self.noted is not None:
+            self.noted(tx, action, user_id)
 
     async def open_account(self, name: str) -> User:
         user = await self._users.get(self._users.full_id(name))

@@ -13,7 +13,7 @@ from relay.accounts.users import Users
 from relay.clock import Clock
 from relay.db import Database, Tx
 from relay.moderation.act_routes import ActRoutes
-from relay.moderation.actions import Actions
+from relay.moderation.actions import OPERATOR, Actions
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.doorkeeping import Doorkeeping
 from relay.moderation.moderator_keys import ModeratorKeys
@@ -83,6 +83,9 @@ def assemble(
         audit_log.record(tx, actor=f"rule:{rule}", action="slowed", target=subject, reason_code=rule, automated=True)
         keeping.webhooks.announce(tx, "flag.raised", detail={"rule": rule})
 
+    means.account.noted = lambda tx, action, target: audit_log.record(
+        tx, actor=OPERATOR, action=action, target=target, reason_code="by_hand"
+    )
     keeping.flags.created = made
     keeping.flags.on_step.append(slowed)
     audit_log.on_checkpoint.append(

@@ -20,7 +20,7 @@ from relay.accounts.moderated import Moderated
 from relay.accounts.users import Users
 from relay.clock import DAY, Clock
 from relay.db import Database, Query, Tx
-from relay.errors import ApiError, Forbidden, InvalidParam, NotAllowed, NotFound
+from relay.errors import ApiError, Forbidden, InvalidParam, NotAllowed, NotFound, RemoteError
 from relay.moderation.act_rows import (
     COLUMNS,
     DONE,
@@ -155,12 +155,12 @@ class Actions(Part):
         def note(tx: Tx) -> None:
             nonlocal noted
             noted = True
-            self._record(tx, given, None)
+            self._record(tx, given, None, action=given.measure)
 
         await self.rooms.make_admin(room_id, user_id, note)
         if not noted:  # she had the power already
             with self._db.write() as tx:
-                self._record(tx, given, None)
+                self._record(tx, given, None, action=given.measure)
             await tx
 
     def _record(self, tx: Tx, act: Act, beside: Beside | None, *, action: str | None = None) -> None:
@@ -365,7 +365,7 @@ class Actions(Part):
                 done, failed = len(gone), len(stuck)
             else:
                 done, failed = await self._redact_all(act)
-        except (ApiError, NotAllowed) as refused:
+        except (ApiError, NotAllowed, RemoteError) as refused:
             log.warning("a measure could not be carried out", name=act.measure, exc_info=refused)
             done, failed = 0, 1
         with self._db.write() as tx:
@@ -381,7 +381,7 @@ class Actions(Part):
             try:
                 await self.rooms.redact(act.actor, room_id, event_id)
                 done += 1
-            except (ApiError, NotAllowed):
+            except (ApiError, NotAllowed, RemoteError):
                 failed += 1
         return done, failed
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from relay.db import Database, Query, Tx
-from relay.errors import ApiError, Forbidden, NotAllowed, NotFound
+from relay.errors import ApiError, Forbidden, NotAllowed, NotFound, RemoteError
 from relay.ids import server_of
 from relay.protocol.power import Levels
 from relay.rooms.members import Members
@@ -140,7 +140,7 @@ class RoomActs:
             try:
                 await self._members.leave(user_id, room_id)
                 gone.append(user_id)
-            except (ApiError, NotAllowed):
+            except (ApiError, NotAllowed, RemoteError):
                 stuck.append(user_id)
         return gone, stuck
 

@@ -32,7 +32,7 @@ async def takes(mod: Person, measure: str, target: str, **more: Any) -> dict[str
 async def logged(house: Within) -> list[str]:
     assert house.server is not None
     page = await house.server.moderation.audit_log.page(limit=200)
-    return [entry.action for entry in reversed(page) if not entry.action.startswith("signer.")]
+    return [entry.action for entry in reversed(page) if not entry.action.startswith(("signer.", "admin"))]
 
 
 async def is_suspended(person: Person, room: str) -> bool:
