@@ -387,7 +387,7 @@ class Server:
             Sources(kept_keys.verified_here, media.held),
             Means(devices, account, moderated, sender, members, keeping),
             Ground(
-                appender, seal, key, settings.rooms.default_version, settings.public_base_url or f"https://{name}",
+                appender, seal, key, settings.rooms.default_version, settings.base_url,
                 settings.moderation.outside_addresses, profiles, account_data, account, sessions, rooms_part, grace, copies, keeping,
                 remote, connections, settings.moderation.forwarding,
             ),

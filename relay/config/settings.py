@@ -79,6 +79,17 @@ class Settings(Section, frozen=True):
             raise ValueError("public_base_url is a whole address, such as https://matrix.example.org")
 
     @property
+    def base_url(self) -> str:
+        """Where links lead that the relay itself gives to people."""
+        if self.public_base_url is not None:
+            return self.public_base_url
+        here = next((one for one in self.listeners if "client" in one.serves), None)
+        if here is not None and self.on_loopback:
+            host = f"[{here.address}]" if ":" in here.address else here.address
+            return f"{'https' if here.tls_certificate else 'http'}://{host}:{here.port}"
+        return f"https://{self.server_name}"
+
+    @property
     def on_loopback(self) -> bool:
         """Whether the name can only mean this machine: for trying out, with peers on loopback."""
         return is_loopback_name(self.server_name)

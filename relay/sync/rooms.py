@@ -155,6 +155,7 @@ class SyncRooms:
         shown, memberships = await self.may_see(ask, found)
         if len(shown) < len(found):
             limited = True
+            shown = _after_hidden_state(found, shown)
         needs_look = any(not format.plain(one) for one in shown)
         events = await format.dressed(
             self._db, room.version, shown, user_id=ask.user_id, device_id=ask.device_id, room_id=None,
@@ -299,6 +300,13 @@ class SyncRooms:
 
     async def visibility(self, room: Room) -> str:
         return str((await room.content(*HISTORY_VISIBILITY)).get("history_visibility", "shared"))
+
+
+def _after_hidden_state(found: Sequence[Stored], shown: list[Stored]) -> list[Stored]:
+    """The timeline begins behind the last state event that she may not see as a message: so the state before it has that too."""
+    seen = {one.id for one in shown}
+    hidden = [one.pos or 0 for one in found if one.event.is_state and one.id not in seen]
+    return [one for one in shown if (one.pos or 0) > max(hidden)] if hidden else shown
 
 
 def _same_answer(ask: RoomAsk, shown: Sequence[Stored], limited: bool) -> tuple[object, ...]:

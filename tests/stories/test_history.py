@@ -148,3 +148,18 @@ async def test_relations_are_bundled(town: Town) -> None:
     assert hers["current_user_participated"] is False, "she only reads"
     mine = (await bob.event(room, root))["unsigned"]["m.relations"]["m.thread"]
     assert mine["current_user_participated"] is True, "each person's own part in it is hers"
+
+
+async def test_state_that_was_set_before_she_was_invited_is_state_for_her(town: Town) -> None:
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room()
+    await alice.sets(room, "m.room.history_visibility", {"history_visibility": "invited"})
+    await alice.sets(room, "m.room.name", {"name": "the green room"})
+    await alice.invites_to(room, bob)
+    await bob.joins(room)
+    await bob.syncs()
+    named = bob.state[room].get(("m.room.name", ""))
+    assert named is not None and named["content"]["name"] == "the green room"
+    assert not [event for event in bob.timeline[room] if event["type"] == "m.room.name"], (
+        "though not as something she heard"
+    )
