@@ -54,7 +54,7 @@ def users(result: Any) -> str:
         (
             user["user_id"],
             "admin" if user.get("admin") else "",
-            "deactivated" if user.get("deactivated") else "",
+            "deactivated" if user.get("deactivated") else "" if user.get("has_password", True) else "no password",
             "locked" if user.get("locked") else "",
             "suspended" if user.get("suspended") else "",
             f"since {_day(user['created'])}" if user.get("created") else "",

@@ -145,6 +145,7 @@ class Account(Part):
                 "deactivated": user.deactivated,
                 "locked": user.locked,
                 "suspended": user.suspended,
+                "has_password": user.password_hash is not None,
                 "created": user.created_day,
             }
             for user in await self._users.all()
