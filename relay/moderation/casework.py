@@ -182,7 +182,7 @@ def assemble(
     proving.keys.on_change.append(notices.keys_changed)
     proving.envelopes.persons_of = cases.persons_of
     direct = DirectMeasures(clock, users, cases, decisions, links, notices)
-    actions.on_taken.append(direct.taken)
+    actions.on_taken += [direct.taken, decisions.carried_out]
     decisions.on_decided += [appeals.keep_password, peers.decided]
     appeals.peers = peers
     keeping.forgets.append(peers.forget)

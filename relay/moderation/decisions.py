@@ -322,6 +322,14 @@ class Decisions(Part):
             token = self._links.make(tx, cases[0].case_id, "appeal", about)
             self._notices.tell(tx, about, to_subject, cases[0].case_id, link=("appeal", token))
 
+    def carried_out(self, tx: Tx, act: Act) -> None:
+        """`Actions.on_taken`: what waited for a second person, or for its time, waits no more."""
+        tx.run(
+            "UPDATE decided_measures SET outcome = $1 WHERE outcome = $2 AND measure = $3 AND target = $4 AND decision_id IN "
+            "(SELECT decision_id FROM decisions WHERE case_id = $5)",
+            DONE, WAITS, act.measure, act.target, act.case_id or "",
+        )  # fmt: skip
+
     # --- taking back
 
     async def undo(self, decision: Decision, actor: str, reason_code: str) -> None:
@@ -426,7 +434,9 @@ def _find(query: Query, by: str, value: str) -> list[Decision]:
         taken = tuple(
             Taken(place, Chosen(measure, target or "", room_id, lasts_ms, bool(erase)), outcome, waits, until_ts)
             for place, measure, target, room_id, lasts_ms, erase, outcome, waits, until_ts in query.all(
-                "SELECT place, measure, target, room_id, lasts_ms, erase, outcome, waits, until_ts FROM decided_measures "
+                # What waited and was cancelled waits no more.
+                "SELECT place, measure, target, room_id, lasts_ms, erase, CASE WHEN outcome = 'waits' AND NOT EXISTS "
+                "(SELECT 1 FROM waiting_acts w WHERE w.act_id = waits) THEN 'undone' ELSE outcome END, waits, until_ts FROM decided_measures "
                 "WHERE decision_id = $1 ORDER BY place",
                 decision_id,
             )

@@ -262,7 +262,8 @@ async def test_locked_and_closed_people_can_still_object(town: Town) -> None:
     assert await work.appeals.may_appeal(carl.id, carl.password), "the old password opens the objection"
     assert not await work.appeals.may_appeal(carl.id, "another password")
     assert not await work.appeals.may_appeal(bob.id, bob.password), "bob has an account; he signs in with it"
-    [(case, _)] = await work.appeals.of_person(carl.id)
+    [(case, decision)] = await work.appeals.of_person(carl.id)
+    assert decision.measures[0].outcome == "done"
     await work.appeals.file(case.case_id, carl.id, "I did not do this")
     assert {one["state"] for one in await mod.queue()} == {"appealed"}
 

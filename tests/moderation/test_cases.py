@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 from relay.errors import ApiError
 from tests.moderation.casehouse import SAFETY, casework, desk, hears, notices_of, reports, token_in
-from tests.people import Refused
+from tests.people import Refused, path
 from tests.town import Town
 
 WORDS = "bob threatens me, see the message above"
@@ -143,6 +143,25 @@ async def _raises(doing: Awaitable[object]) -> None:
         await doing
     except ApiError as no:
         raise Refused(no.status, {"error": no.text}, {}) from no
+
+
+async def test_whoever_left_her_notice_room_is_told_there_again_at_the_strictest_seal_too(town: Town) -> None:
+    house = await town.relay("one", "privacy: {seal: strict}\n")
+    mod = await desk(town)
+    alice, bob = await town.users("alice@one", "bob@one")
+    await alice.calls("POST", f"users/{path(bob.id)}/report", {"reason": "x"})
+    await hears(alice, "Your report has the number 1")
+    room = await casework(house).own_rooms.room_of(alice.id)
+    assert room is not None
+    await alice.leaves(room)
+    await alice.forgets(room)
+    [row] = await mod.queue()
+    [waits] = (await mod.decides(row["id"], {"measure": "deactivate"}))["measures"]
+    await hears(alice, "was decided: a measure was taken")
+    assert not (await house.command("audit"))["findings"] and not (await house.command("seal"))["changed"]
+    await mod.asks("POST", f"acts/{waits['waits']}/cancel", {})
+    [decision] = (await mod.asks("GET", f"reports/{row['id']}"))["decisions"]
+    assert (waits["outcome"], decision["measures"][0]["outcome"]) == ("waits", "undone")
 
 
 async def test_what_was_to_be_said_is_said_after_a_restart_and_once(town: Town) -> None:
