@@ -1,6 +1,6 @@
 """Measures over the API: take one, see what waits for a second person, confirm or cancel it; what is in force; strikes, flags, lists.
 
-For moderators with a session of their own; programs decide cases instead (`integrations.py`). Spec: docs/safety-api.md.
+For moderators, with a session or a token that has the scope; only a session counts as a second person. docs/safety-api.md.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from relay.errors import Forbidden, InvalidParam
 from relay.moderation.actions import Actions
 from relay.moderation.acts import MEASURES, Act
 from relay.moderation.doorkeeping import Doorkeeping
-from relay.moderation.persons import Persons
 from relay.moderation.restrictions import KINDS, as_json
+from relay.moderation.safety_tokens import SafetyTokens
 from relay.part import Part
 from relay.web import Answer, Request, Route, get_bool, get_optional_string, get_string
 
@@ -20,31 +20,26 @@ BASE = "/_relay/safety/v1"
 
 
 class ActRoutes(Part):
-    def __init__(self, actions: Actions, keeping: Doorkeeping, persons: Persons) -> None:
+    def __init__(self, actions: Actions, keeping: Doorkeeping, tokens: SafetyTokens) -> None:
         self._actions = actions
         self._restrictions = keeping.restrictions
         self._flags = keeping.flags
         self._lists = keeping.lists
-        self._persons = persons
+        self._tokens = tokens
 
     def routes(self) -> Iterable[Route]:
-        yield Route("GET", f"{BASE}/measures", self._measures)
-        yield Route("POST", f"{BASE}/acts", self._take)
-        yield Route("GET", f"{BASE}/acts", self._waiting)
-        yield Route("POST", f"{BASE}/acts/{{actId}}/confirm", self._confirm)
-        yield Route("POST", f"{BASE}/acts/{{actId}}/cancel", self._cancel)
-        yield Route("GET", f"{BASE}/restrictions", self._in_force)
-        yield Route("GET", f"{BASE}/users/{{userId}}/strikes", self._strikes)
-        yield Route("GET", f"{BASE}/flags", self._flagged)
-        yield Route("GET", f"{BASE}/lists", self._followed)
-
-    async def _moderator(self, request: Request) -> str:
-        if not await self._persons.is_moderator(request.user_id):
-            raise Forbidden("Only moderators of this server may do this.")
-        return request.user_id
+        yield Route("GET", f"{BASE}/measures", self._measures, auth="none")
+        yield Route("POST", f"{BASE}/acts", self._take, auth="none")
+        yield Route("GET", f"{BASE}/acts", self._waiting, auth="none")
+        yield Route("POST", f"{BASE}/acts/{{actId}}/confirm", self._confirm, auth="none")
+        yield Route("POST", f"{BASE}/acts/{{actId}}/cancel", self._cancel, auth="none")
+        yield Route("GET", f"{BASE}/restrictions", self._in_force, auth="none")
+        yield Route("GET", f"{BASE}/users/{{userId}}/strikes", self._strikes, auth="none")
+        yield Route("GET", f"{BASE}/flags", self._flagged, auth="none")
+        yield Route("GET", f"{BASE}/lists", self._followed, auth="none")
 
     async def _measures(self, request: Request) -> Answer:
-        await self._moderator(request)
+        await self._tokens.require(request, "reports:read")
         return {
             "measures": {
                 name: {"target": one.target, "reversible": one.reversible, "in_a_room": one.in_a_room}
@@ -53,7 +48,10 @@ class ActRoutes(Part):
         }
 
     async def _take(self, request: Request) -> Answer:
-        actor, body = await self._moderator(request), request.json()
+        body = request.json()
+        kind = MEASURES.get(get_string(body, "measure"))
+        scope = "federation:write" if kind is not None and kind.target == "server" else "users:act"
+        actor = (await self._tokens.require(request, scope)).actor
         lasts = body.get("lasts_ms")
         if lasts is not None and type(lasts) is not int:
             raise InvalidParam("The key lasts_ms is a whole number of milliseconds.")
@@ -65,19 +63,24 @@ class ActRoutes(Part):
         return (await self._actions.take(act)).as_json()
 
     async def _waiting(self, request: Request) -> Answer:
-        await self._moderator(request)
+        await self._tokens.require(request, "reports:read")
         return {"acts": [one.as_json() for one in await self._actions.waiting()]}
 
     async def _confirm(self, request: Request) -> Answer:
-        actor = await self._moderator(request)
-        return (await self._actions.confirm(request.params["actId"], actor)).as_json()
+        asking = await self._tokens.require(request, "users:act")
+        if not asking.session:
+            raise Forbidden(
+                "The second person is a person: confirm this with a session of your own, not with a program's token."
+            )
+        return (await self._actions.confirm(request.params["actId"], asking.actor)).as_json()
 
     async def _cancel(self, request: Request) -> Answer:
-        await self._actions.cancel(request.params["actId"], await self._moderator(request))
+        asking = await self._tokens.require(request, "users:act")
+        await self._actions.cancel(request.params["actId"], asking.actor)
         return {}
 
     async def _in_force(self, request: Request) -> Answer:
-        await self._moderator(request)
+        await self._tokens.require(request, "reports:read")
         kind = request.query.get("kind")
         if kind is not None and kind not in KINDS:
             raise InvalidParam(f"The parameter kind is one of: {', '.join(KINDS)}.")
@@ -85,7 +88,7 @@ class ActRoutes(Part):
         return {"restrictions": [as_json(one) for k in kinds for one in await self._restrictions.listed(k)]}
 
     async def _strikes(self, request: Request) -> Answer:
-        await self._moderator(request)
+        await self._tokens.require(request, "reports:read")
         strikes = await self._actions.strikes(request.params["userId"])
         return {
             "strikes": [
@@ -95,9 +98,9 @@ class ActRoutes(Part):
         }
 
     async def _flagged(self, request: Request) -> Answer:
-        await self._moderator(request)
+        await self._tokens.require(request, "reports:read")
         return {"mode": self._flags.mode, "flags": [flag.as_json() for flag in self._flags.listed()]}
 
     async def _followed(self, request: Request) -> Answer:
-        await self._moderator(request)
+        await self._tokens.require(request, "reports:read")
         return {"lists": self._lists.listing()}

@@ -12,7 +12,6 @@ from relay.accounts.moderated import Moderated
 from relay.accounts.users import Users
 from relay.clock import Clock
 from relay.db import Database, Tx
-from relay.moderation.act_routes import ActRoutes
 from relay.moderation.actions import OPERATOR, Actions
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.doorkeeping import Doorkeeping
@@ -95,4 +94,4 @@ def assemble(
     tools = SynapseAdmin(
         db, users, means.devices, rooms, actions, keeping.restrictions, reports.listed, reports.speaker
     )
-    return Acting(actions, persons, reports, [actions, ActRoutes(actions, keeping, persons), tools])
+    return Acting(actions, persons, reports, [actions, tools])

@@ -60,5 +60,11 @@ def assemble(
         casework,
         parts,
         commands,
-        (*proving.checks, casework.cases.check, casework.tool_rooms.check),
+        (
+            *proving.checks,
+            casework.cases.check,
+            casework.tool_rooms.check,
+            means.keeping.antispam.check,
+            means.keeping.webhooks.check,
+        ),
     )

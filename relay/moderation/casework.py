@@ -13,6 +13,7 @@ from relay.clock import Clock
 from relay.db import Database, Tx
 from relay.doors import OpenDoors
 from relay.media.remote_copies import RemoteCopies
+from relay.moderation.act_routes import ActRoutes
 from relay.moderation.acting import Acting
 from relay.moderation.appeals import Appeals
 from relay.moderation.audit_log import AuditLog
@@ -223,6 +224,7 @@ def assemble(
         peers,
         peer_routes,
         api,
+        ActRoutes(actions, ground.keeping, tokens),
     ]
     return Casework(
         own_rooms,

@@ -61,7 +61,7 @@ class Doorkeeping:
         self.hooks = Hooks(clock)
         for name in settings.plugins:
             self.hooks.add(Plugin(name, loaded(name)))
-        antispam = Antispam(settings.antispam, anywhere)
+        self.antispam = antispam = Antispam(settings.antispam, anywhere)
         if settings.antispam.url is not None:
             self.hooks.add(antispam, on_failure="closed")
         for one in settings.http:

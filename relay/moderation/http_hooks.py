@@ -40,6 +40,7 @@ MAX_ANSWER_BYTES = 16 * 1024
 MAX_WORD = 64
 # For an antispam tool that is only told.
 TOLD_SECONDS = 10.0
+PING_SECONDS = 5.0
 MAX_TOLD_WAITING = 1_000
 MAX_TOLD_AT_ONCE = 8
 _DECISIONS = ("allow", "deny", "quarantine", "challenge")
@@ -198,6 +199,22 @@ class Antispam(Part):
             f"{str(self._settings.url).rstrip('/')}/{callback}", orjson.dumps(body), timeout=seconds,
             most_bytes=MAX_ANSWER_BYTES, headers={"Authorization": f"Bearer {self._settings.authorization}"},
         )  # fmt: skip
+
+    async def check(self) -> list[dict[str, str]]:
+        """For `relay check`: whether the tool is there and takes our token."""
+        if self._settings.url is None:
+            return []
+        question = secrets.token_urlsafe(6)
+        try:
+            status, answer = await self._post("ping", {"id": question}, PING_SECONDS)
+            given = orjson.loads(answer)
+            if 200 <= status < 300 and isinstance(given, dict) and given.get("id") == question:
+                return []
+        except (RemoteError, orjson.JSONDecodeError):
+            pass
+        what = "The antispam tool of hooks.antispam does not answer its ping."
+        todo = "Start it, and compare hooks.antispam.url and authorization with its config."
+        return [{"severity": "warning", "what": what, "todo": todo}]
 
     async def run(self) -> None:
         """Those that are only told."""

@@ -239,6 +239,17 @@ class Webhooks(Part):
             for name, (delivered, failed, given_up) in self._counts.items()
         ]
 
+    async def check(self) -> list[dict[str, str]]:
+        """For `relay check`."""
+        return [
+            {
+                "severity": "warning",
+                "what": f"The webhook {name} has asked to be told no more (410).",
+                "todo": f"relay hooks enable {name} tells it again; or take it out of the config.",
+            }
+            for name in sorted(self._off)
+        ]
+
     async def enable_command(self, *, webhook: str) -> dict[str, Any]:
         if webhook not in self._targets:
             raise NotFound(f"The config names no webhook {webhook}. It names: {', '.join(self._targets) or 'none'}.")

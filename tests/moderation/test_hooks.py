@@ -146,7 +146,7 @@ async def test_a_program_that_hangs_holds_nobody_up_beyond_its_budget(town: Town
 async def test_draupnirs_antispam_protocol(town: Town) -> None:
     async with Tool() as tool:
         tool.usual = (200, {})
-        await town.relay(
+        house = await town.relay(
             "one",
             f"hooks: {{antispam: {{url: '{tool.url}/api/1/spam_check', authorization: s3cret, "
             "callbacks: [user_may_invite, user_may_join_room, check_event_for_spam, user_may_create_room], "
@@ -172,6 +172,8 @@ async def test_draupnirs_antispam_protocol(town: Town) -> None:
         assert (await carol.is_refused(carol.joins(public))).status == 403, "joining is refused where it can't be asked"
         tool.answers["check_event_for_spam"] = (500, "nonsense")
         await alice.sends(room)
+        said = [finding["what"] for finding in await house.command("check")]
+        assert any("antispam" in what for what in said), "a tool that does not answer its ping is told of"
 
 
 class Counting(Hook):
