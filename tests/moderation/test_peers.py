@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
+from typing import Any
 
 import orjson
 import pytest
 
-from relay.errors import ApiError
-from relay.moderation import envelope
+from relay.errors import ApiError, RemoteError
+from relay.moderation import bundle
 from relay.moderation.disclosure_form import Item
-from relay.moderation.envelope import Recipient
-from relay.moderation.moderator_secret import ModeratorPublic
 from tests.moderation.casehouse import Desk, casework, hears, reports, token_in
 from tests.moderation.sessions import Session, disclosure
 from tests.people import Person, path, until
@@ -52,17 +50,9 @@ async def test_a_report_is_handed_over_and_answered(town: Town) -> None:
 
     # On the moderator's machine: opened with her key, and only what proves this message sealed to their keys.
     [item] = (await here.reads(case["id"]))["evidence"][0]["items"]
-    keys = (await here.asks("GET", f"peers/{path(there.house.name)}/keys"))["keys"]
-    to = [Recipient(one["key_id"], "", ModeratorPublic.read(one["public"])) for one in keys]
-    forward_id = secrets.token_urlsafe(16)
-    told = {
-        "v": 1,
-        "alg": "m.megolm.v1.aes-sha2",
-        "good_faith": True,
-        "items": [{k: item[k] for k in ("event_id", "index", "prk")}],
-    }
-    sealed = envelope.seal(orjson.dumps(told), case_id=forward_id, version=1, to=to).json()
-    body = {"event_id": said, "envelope": sealed}
+    keys = await here.asks("GET", f"peers/{path(there.house.name)}/keys")
+    _, to = bundle.read_recipients(keys)
+    body = {"event_id": said, "envelope": bundle.sealed_to(to, item).json()}  # what `relay desk forward` makes
     refused = await here.person.is_refused(here.asks("POST", f"reports/{case['id']}/forward", body))
     assert "has not agreed" in refused.text, "never without the reporter's consent"
     await work.reports.consent(link, alice.id, True)
@@ -154,3 +144,58 @@ async def test_a_server_that_takes_no_decisions(town: Town) -> None:
 
     assert await until(is_given_up), "the case says so"
     del bob
+
+
+async def test_another_server_can_neither_flood_nor_guess_nor_write(town: Town) -> None:
+    here, there = await desks(town, FORWARDING)
+    alice, bob, room, said, session = await threatened(town)
+    eve = await town.user("eve@one")
+    assert there.house.server is not None
+    asks = there.house.server.outbox._connections
+    base = "/_relay/federation/v1"
+
+    async def refused(method: str, where: str, body: dict[str, Any]) -> RemoteError:
+        with pytest.raises(RemoteError) as no:
+            await asks.send(here.house.name, method, f"{base}/{where}", body, forced=True)
+        return no.value
+
+    case_id = "x" * 22
+    told: dict[str, Any] = {"measures": ["suspend"], "reason_code": "spam", "user_id": alice.id}
+    for changed in (
+        {"measures": ["<script>"]}, {"measures": ["suspend"] * 11}, {"reason_code": "You are ugly"}, {"verdict": "x"},
+        {"user_id": bob.id}, {"user_id": "@nobody:" + here.house.name},
+    ):  # fmt: skip
+        assert (await refused("PUT", f"decision/{case_id}", {**told, **changed})).status in (400, 403, 404)
+    assert (await refused("PUT", f"decision/{case_id}", {**told, "user_id": eve.id})).status == 403, (
+        "they share no room"
+    )
+    await asks.send(
+        here.house.name, "PUT", f"{base}/decision/{case_id}", {**told, "facts": "words of theirs"}, forced=True
+    )
+    notice = await hears(alice, "The moderators of another server have decided")
+    assert "words" not in notice and await alice.creates_room(), "told, and nothing happens here"
+
+    _, to = bundle.read_recipients(await there.asks("GET", f"peers/{path(here.house.name)}/keys"))
+    item = {"event_id": said, "index": 0, "prk": "A" * 43}
+    good = {"event_id": said, "room_id": room, "envelope": bundle.sealed_to(to, item).json()}
+    where = "forward/" + good["envelope"]["case_id"]
+    for changed in (
+        {"event_id": "$" + "x" * 43}, {"room_id": "!" + "x" * 43}, {"envelope": {}}, {"envelope": {**good["envelope"], "version": 2}},
+        {"envelope": bundle.sealed_to([*to, *to][:2], item).json()}, {"envelope": {**good["envelope"], "wraps": {}}},
+    ):  # fmt: skip
+        assert (await refused("PUT", where, {**good, **changed})).status in (400, 404)
+    await asks.send(here.house.name, "PUT", f"{base}/{where}", good, forced=True)
+    again = {**good, "envelope": bundle.sealed_to(to, item).json()}
+    assert (await refused("PUT", "forward/" + again["envelope"]["case_id"], again)).status == 409, (
+        "one bundle for each event"
+    )
+    [row] = await here.queue()
+    assert row["disclosure"] == "needs_human", "it was not sent from an account here"
+    checked = await here.asks("POST", f"reports/{row['id']}/proof", (await here.reads(row["id"]))["forward"][0])
+    assert checked["result"] == "invalid"
+    for number in range(18):
+        await asks.send(here.house.name, "PUT", f"{base}/decision/{number:022}", told, forced=True)
+    assert (await refused("PUT", f"decision/{'y' * 22}", told)).status == 429
+    for guess in ("answer/" + "z" * 22, "appeal/" + row["id"]):
+        assert (await refused("PUT", guess, {**told, "words": "x"})).status == 404
+    del session
