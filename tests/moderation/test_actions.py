@@ -54,9 +54,12 @@ async def test_measures_against_a_person_hold_end_and_stand_in_the_log(town: Tow
     await takes(mod, "lock", bob.id)
     assert (await bob.is_refused(bob.syncs())).errcode == "M_USER_LOCKED"
     await takes(mod, "lock", bob.id, undo=True)
+    before = await bob.sends(room)
     await takes(mod, "shadow", bob.id)
     unseen = await bob.sends(room)
     assert await alice.does_not_see(unseen), "what she sends reaches nobody"
+    await takes(mod, "redact", before, room_id=room)
+    assert not (await alice.event(room, before))["content"], "what she said before can be taken back meanwhile"
     await takes(mod, "shadow", bob.id, undo=True)
     assert await alice.sees(await bob.sends(room)), "until it is taken back"
     await takes(mod, "warn", bob.id)
@@ -65,7 +68,7 @@ async def test_measures_against_a_person_hold_end_and_stand_in_the_log(town: Tow
     town.clock.forward(hours=181 * 24)
     assert not (await mod.calls("GET", f"{SAFETY}/users/{path(bob.id)}/strikes"))["strikes"], "a strike expires"
     assert await logged(house) == [
-        "suspend", "undo.suspend", "lock", "undo.lock", "shadow", "undo.shadow", "warn",
+        "suspend", "undo.suspend", "lock", "undo.lock", "shadow", "redact", "undo.shadow", "warn",
     ]  # fmt: skip
     refused = await mod.is_refused(takes(mod, "suspend", mod.id))
     assert refused.status == 403, "nobody restricts herself"
