@@ -17,7 +17,7 @@ from relay.moderation.moderator_secret import ModeratorSecret
 from relay.moderation.proof import Proof, ProvedItem
 from relay.protocol import event as events
 from relay.protocol.signing import SigningKey
-from relay.rooms.store import GONE
+from relay.rooms.store import GONE, LOCAL, REJECTED, SOFT_FAILED
 from tests.canaries import Canaries
 from tests.forger import Forger
 from tests.moderation.sessions import Forged, Session, b64, disclosure, inner
@@ -108,6 +108,29 @@ async def test_a_proof_of_something_else_proves_nothing(town: Town) -> None:
     for about in ({"about_event": harmless}, {"about_user": alice.id}):
         assert (await disclosures.verify(bob.id, only_his, **about)).result == "undisclosed"
     assert (await disclosures.verify(bob.id, only_his)).result == "verified"
+
+
+async def test_what_came_back_from_others_or_was_refused_here(town: Town) -> None:
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room(with_=bob)
+    one = await town.relay("one")
+    assert one.server is not None
+    session = Session()
+    sent = await alice.sends(room, session.says(room, "from her own account"))
+    for marks, expected in (
+        (
+            0,
+            ("needs_human", "V5", ("not_sent_here",)),
+        ),  # after a lost database: our signature, and no token that we saw
+        (LOCAL | SOFT_FAILED, ("invalid", "V1", ())),
+        (LOCAL | REJECTED, ("invalid", "V1", ())),
+        (LOCAL, ("verified", None, ())),
+    ):
+        with one.server.db.write() as tx:
+            tx.run("UPDATE events SET marks = $2 WHERE event_id = $1", sent, marks)
+        await tx
+        found = await proved(town, bob, sent, 0, session.prk(0))
+        assert (found.result, found.step, found.flags) == expected
 
 
 async def test_history_that_was_closed_to_her_stays_so(town: Town) -> None:
