@@ -138,17 +138,27 @@ class Cases(Part):
         return await self._audit_log.of_case(case_id)
 
     async def listed_for_tools(self, start: int, limit: int) -> tuple[list[dict[str, Any]], int]:
-        """What tools outside may see: no reporter, and nothing of `minor` and `ncii`. Oldest first."""
+        """What tools outside may see: no reporter, nothing of `minor` and `ncii`, and nothing about a moderator, who reads what the
+        tools write. Oldest first."""
+        moderators = sorted(await self._persons.moderators())
+        marks = ", ".join(f"${number}" for number in range(1, len(moderators) + 1))
+        apart = f" AND user_id NOT IN ({marks})" if moderators else ""
 
         def find(query: Query) -> tuple[list[dict[str, Any]], int]:
-            where = "FROM cases WHERE category NOT IN ('minor', 'ncii') AND kind = 'event' AND event_id IS NOT NULL"
+            where = (
+                "FROM cases WHERE category NOT IN ('minor', 'ncii') AND kind = 'event' AND event_id IS NOT NULL" + apart
+            )
             rows = query.all(
-                f"SELECT number, room_id, event_id, user_id, category, created_ts {where} ORDER BY number LIMIT $1 OFFSET $2",
+                f"SELECT number, room_id, event_id, user_id, category, created_ts {where} ORDER BY number "
+                f"LIMIT ${len(moderators) + 1} OFFSET ${len(moderators) + 2}",
+                *moderators,
                 max(1, min(limit, MAX_PAGE)),
                 max(0, start),
             )
             keys = ("number", "room_id", "event_id", "sender", "category", "created_ts")
-            return [dict(zip(keys, row, strict=True)) for row in rows], int(query.value(f"SELECT count(*) {where}"))
+            return [dict(zip(keys, row, strict=True)) for row in rows], int(
+                query.value(f"SELECT count(*) {where}", *moderators)
+            )
 
         return await self._db.read(find)
 

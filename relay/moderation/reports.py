@@ -104,9 +104,11 @@ class Reports(Part):
     def routes(self) -> Iterable[Route]:
         client = "/_matrix/client/v3"
         most = MAX_REPORT_BYTES
-        yield Route("POST", f"{client}/rooms/{{roomId}}/report/{{eventId}}", self._event_route, max_body=most)
-        yield Route("POST", f"{client}/rooms/{{roomId}}/report", self._room_route, max_body=most)
-        yield Route("POST", f"{client}/users/{{userId}}/report", self._user_route, max_body=most)
+        yield Route(
+            "POST", f"{client}/rooms/{{roomId}}/report/{{eventId}}", self._event_route, limit="messages", max_body=most
+        )
+        yield Route("POST", f"{client}/rooms/{{roomId}}/report", self._room_route, limit="messages", max_body=most)
+        yield Route("POST", f"{client}/users/{{userId}}/report", self._user_route, limit="messages", max_body=most)
 
     # --- the standard's endpoints
 

@@ -184,3 +184,18 @@ async def test_what_was_to_be_said_is_said_after_a_restart_and_once(town: Town) 
 
 async def _never(*_: object) -> None:
     raise ApiError("The wire is cut.")
+
+
+async def test_tools_are_told_of_reports_without_reporters_minors_or_moderators(town: Town) -> None:
+    mod = await desk(town)
+    alice, bob = await town.users("alice@one", "bob@one")
+    second = await town.user("second@one")
+    await mod.house.command("user.admin", user="second", admin=True)
+    room = await alice.creates_room(with_=[bob, second])
+    plain, urgent = await bob.sends(room), await bob.sends(room)
+    await reports(alice, room, plain)
+    await reports(alice, room, urgent, **{"org.relay.category": "minor"})
+    await reports(alice, room, await second.sends(room))
+    rows, total = await casework(mod.house).cases.listed_for_tools(0, 50)
+    assert ([row["event_id"] for row in rows], total) == ([plain], 1)
+    assert alice.id not in str(rows)
