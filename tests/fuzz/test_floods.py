@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from federation import connections
 from relay.ephemeral import receipts, typing_notices
 from relay.keys import device_queues
 from relay.protocol import event as events
@@ -102,7 +104,13 @@ async def test_a_made_up_auth_chain_is_cut(scene: Scene, monkeypatch: pytest.Mon
 
     scene.stranger.holds[f"{FEDERATION}/event_auth/"] = endless
     another = scene.room.event(content=ciphertext(), auth_events=[*cited, made_up[-2].id])
-    await scene.sends_with_a_good_one([another.pdu])
+    tracemalloc.start()
+    try:
+        await scene.sends_with_a_good_one([another.pdu])
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 3 * connections.MAX_ANSWER_BYTES, "no more of it is held than what an answer may have"
     assert await until(lambda: begun == broken_off), "it is broken off where it becomes too much"
     assert 0 < begun <= gaps.MAX_SERVERS_ASKED
     await scene.nothing_is_lost()
