@@ -71,7 +71,8 @@ def destinations(event: Event, servers: Set[str], server_name: str) -> set[str]:
 
 
 async def missed(db: Database, log: EventLog, server: str, server_name: str, after: int, upto: int) -> list[Waiting]:
-    """What this server has to be sent of the log in (after, upto], in order."""
+    """What this server has to be sent of the log in (after, upto]: each room's in order, the room in which something happened
+    last before the others."""
     rooms: dict[str, list[Waiting]] = {}
     counts: dict[str, int] = {}
     spans: dict[str, tuple[int, int]] = {}
@@ -98,7 +99,8 @@ async def missed(db: Database, log: EventLog, server: str, server_name: str, aft
             waiting.append(Waiting(pos, event.id, event.raw))
             kept += 1
         at = chunk[1]
-    return sorted(one for waiting in rooms.values() for one in waiting)
+    latest_first = sorted(rooms.values(), key=lambda waiting: -waiting[-1].pos)
+    return [one for waiting in latest_first for one in waiting]
 
 
 def _ours(query: Query, log: EventLog, after: int, upto: int) -> tuple[list[Logged], int]:

@@ -60,6 +60,8 @@ class Lane:
         "events",
         "flight",
         "floor",
+        "kept",
+        "mixed",
         "narrow",
         "passing",
         "retry_at",
@@ -74,6 +76,10 @@ class Lane:
         self.behind: int | None = None
         # What was read from the log up to here is not taken again when it is handed over.
         self.floor = 0
+        # After an absence the rooms come one after the other, so that positions go up and down.
+        self.mixed = False
+        # What stands on disk of it; None where nothing does.
+        self.kept: tuple[int | None, ...] | None = None
         self.edus_due = False
         self.edus_taken = 0
         self.flight: Transaction | None = None
@@ -89,13 +95,25 @@ class Lane:
     @property
     def position(self) -> int | None:
         """Everything up to here was taken; None where nothing waits."""
-        return self.events[0].pos - 1 if self.events else self.behind
+        if not self.events:
+            return self.behind
+        return (min(self.events).pos if self.mixed else self.events[0].pos) - 1
+
+    def caught_up(self, found: Sequence[Waiting], upto: int) -> None:
+        """What was read from the log, up to a position. Only where nothing waits."""
+        self.events.extend(found)
+        self.mixed = True
+        self.behind = self.floor = upto
 
     def add(self, waiting: Waiting, *, down: bool) -> None:
         if self.behind is not None or waiting.pos <= self.floor:
             return
-        if len(self.events) >= (MAX_WAITING_WHILE_DOWN if down else MAX_WAITING):
-            self.behind = self.events[-1].pos
+        if down and len(self.events) >= MAX_WAITING_WHILE_DOWN:
+            # When it comes back, it is to have the latest first.
+            self.rest()
+            return
+        if len(self.events) >= MAX_WAITING:
+            self.behind = max(self.events[-1].pos, self.floor)
             return
         self.events.append(waiting)
 
@@ -115,9 +133,8 @@ class Lane:
 
     def rest(self) -> None:
         """The server has been down for long: keep nothing of this in memory."""
-        if self.events:
-            self.behind = self.events[0].pos - 1
-            self.events.clear()
+        self.behind = self.position
+        self.events.clear()
         self.drop_flight()
         self.passing.clear()
 
@@ -168,6 +185,7 @@ class Lane:
             return 0
         for _ in range(flight.events):
             self.events.popleft()
+        self.mixed = self.mixed and bool(self.events)
         self.narrow = max(0, self.narrow - 1)
         if flight.last_edu:
             self.edus_taken = flight.last_edu

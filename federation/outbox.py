@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,10 @@ NAME = "outbox"
 SEND = "/_matrix/federation/v1/send"
 # Events that leave here, servers with new EDUs, how far this reaches.
 News = tuple[Sequence[Logged], Collection[str], int]
+# So many are driven at once; one that keeps its answer for longer than QUICK_SECONDS lets others have its place.
 MAX_AWAKE = 100
+QUICK_SECONDS = 0.25
+MAX_SLOW = 900
 MAX_NEWS = 500
 KEEP_SECONDS = 1.0
 # A peer may judge fifty events before it answers.
@@ -112,6 +115,7 @@ class Outbox(Part):
         self._lanes: dict[str, Lane] = {}
         self._ready: deque[Lane] = deque()
         self._awake = 0
+        self._slow = 0
         self._timers: list[tuple[int, str]] = []
         self._dirty: set[str] = set()
         self._taken_edus: dict[str, int] = {}
@@ -169,7 +173,9 @@ class Outbox(Part):
         self._begun = (self._pos, self._db.stable_pos())
         rows, with_edus = await self._db.read(_read_state, self._departures)
         for server, position, since, failed_at, wait, retry_at in rows:
-            self._lane(server).behind = position
+            lane = self._lane(server)
+            lane.behind = position
+            lane.kept = (position, since, failed_at, wait, retry_at)
             if retry_at is not None:
                 self._backoff.restore(server, Trouble(since, failed_at, wait, retry_at))
         for server in with_edus:
@@ -253,6 +259,31 @@ class Outbox(Part):
             self._awake += 1
             self._group.create_task(self._drive(lane))
 
+    def _start_ready(self) -> None:
+        while self._ready and self._awake < MAX_AWAKE and self._group is not None:
+            self._start(self._ready.popleft())
+
+    async def _patiently(self, answer: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+        """While a server keeps its answer to itself, its place among those that are driven is somebody else's."""
+        slow = False
+
+        def stands_aside() -> None:
+            nonlocal slow
+            if self._slow < MAX_SLOW:
+                slow = True
+                self._slow += 1
+                self._awake -= 1
+                self._start_ready()
+
+        timer = asyncio.get_running_loop().call_later(QUICK_SECONDS, stands_aside)
+        try:
+            return await answer
+        finally:
+            timer.cancel()
+            if slow:
+                self._slow -= 1
+                self._awake += 1
+
     def _set_timer(self, lane: Lane) -> None:
         trouble = self._backoff.trouble(lane.server)
         if trouble is not None and lane.retry_at != trouble.retry_at:
@@ -286,8 +317,7 @@ class Outbox(Part):
             if again:
                 lane.awake = True
                 self._ready.append(lane)
-            while self._ready and self._awake < MAX_AWAKE and self._group is not None:
-                self._start(self._ready.popleft())
+            self._start_ready()
         if not again and lane.has_work:
             self._wake(lane)
 
@@ -318,13 +348,15 @@ class Outbox(Part):
             if flight is None:
                 return False
         try:
-            answer = await self._connections.send(
-                lane.server,
-                "PUT",
-                path(SEND, flight.id),
-                flight.body,
-                forced=True,
-                timeout=self._connections.timeout * TIMEOUT_FACTOR,
+            answer = await self._patiently(
+                self._connections.send(
+                    lane.server,
+                    "PUT",
+                    path(SEND, flight.id),
+                    flight.body,
+                    forced=True,
+                    timeout=self._connections.timeout * TIMEOUT_FACTOR,
+                )
             )
         except (RemoteError, ApiError) as error:
             return self._not_taken(lane, error)
@@ -343,8 +375,7 @@ class Outbox(Part):
             upto = self._handing
             if lane.behind < upto:
                 found = await missed(self._db, self._rooms, lane.server, self._server_name, lane.behind, upto)
-                lane.events.extend(found)
-                lane.behind = lane.floor = upto
+                lane.caught_up(found, upto)
             # Nothing more was handed over meanwhile: the queue is complete again.
             if lane.behind >= self._handing:
                 lane.behind = None
@@ -413,18 +444,26 @@ class Outbox(Part):
         if not dirty and not edus and not trims and pos == self._kept_pos:
             return
         self._dirty, self._taken_edus, self._to_trim = set(), {}, {}
+        kept: dict[str, tuple[int | None, ...] | None] = {}
         with self._db.write() as tx:
             for server in dirty:
                 lane = self._lanes.get(server)
                 trouble = self._backoff.trouble(server)
-                if lane is None or not lane.has_work or (lane.position is None and trouble is None):
+                if lane is None:
+                    continue
+                row: tuple[int | None, ...] | None = None
+                if lane.has_work and (lane.position is not None or trouble is not None):
+                    row = (lane.position, None, None, None, None)
+                    if trouble is not None:
+                        row = (lane.position, trouble.since, trouble.failed_at, trouble.wait, trouble.retry_at)
+                # Most servers take everything at once, and of those that are down nothing is new.
+                if row == lane.kept:
+                    continue
+                kept[server] = row
+                if row is None:
                     tx.run("DELETE FROM destinations WHERE server = $1", server)
-                elif trouble is None:
-                    tx.run(_SAVE, server, lane.position, None, None, None, None)
                 else:
-                    tx.run(
-                        _SAVE, server, lane.position, trouble.since, trouble.failed_at, trouble.wait, trouble.retry_at
-                    )
+                    tx.run(_SAVE, server, *row)
             for server, last in edus.items():
                 self._departures.taken(tx, server, last)
             for server, gone in trims.items():
@@ -439,6 +478,9 @@ class Outbox(Part):
             log.warning("the outbox could not write down how far it has come", exc=error)
             return
         self._kept_pos = pos
+        for server, row in kept.items():
+            if (lane := self._lanes.get(server)) is not None:
+                lane.kept = row
         for server in dirty:
             lane = self._lanes.get(server)
             # A lane that took EDUs remembers so until their rows are gone.
