@@ -14,7 +14,7 @@ import structlog
 
 from relay.clock import Clock
 from relay.db import ChainBroken, Database, Query
-from relay.errors import ApiError, RemoteError
+from relay.errors import ApiError, Forbidden, RemoteError
 from relay.ids import server_of
 from relay.part import Part
 from relay.remote import Remote
@@ -104,6 +104,9 @@ class PartialJoins(Part):
                 before, members = await self._fetched(server, room, partial)
             except RemoteError as error:
                 last = error
+                continue
+            except Forbidden as shut_out:
+                last = RemoteError(server, 0, shut_out.text)
                 continue
             await self._note_members(room, partial, before, members)
             for _ in range(MAX_TRIES):

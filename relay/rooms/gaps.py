@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from relay.db import ChainBroken, Database, Query, Tx
-from relay.errors import ApiError, RemoteError
+from relay.errors import ApiError, Forbidden, RemoteError
 from relay.protocol.event import Event
 from relay.protocol.power import Levels
 from relay.remote import Remote
@@ -118,6 +118,9 @@ class Gaps:
         except RemoteError:
             self._give_up(*((room.nid, e) for e in missing))
             raise
+        except Forbidden as shut_out:
+            self._give_up(*((room.nid, e) for e in missing))
+            raise RemoteError(origin, 0, shut_out.text) from shut_out
 
     async def _whole_room(self, room: Room) -> Room:
         """Where a room's members are being fetched already, nobody fetches them a second time. Raises RemoteError."""
@@ -222,7 +225,7 @@ class Gaps:
                 chain = await self._remote.event_auth(server, room.room_id, event.id)
                 given = await self._intake.parsed_aside(chain[:MAX_STATE_EVENTS], room.version, room.room_id)
                 taken = await self._intake.verified(await self._rested_on(server, unknown, given))
-            except RemoteError:
+            except (RemoteError, Forbidden):  # one that is shut out is not asked
                 continue
             await self.keep_outliers(room, taken)
             unknown = await self._unknown(room, event.auth_events)
@@ -286,6 +289,8 @@ class Gaps:
                 return await self._state_from(server, room, event)
             except RemoteError as error:
                 last = error
+            except Forbidden as shut_out:
+                last = RemoteError(server, 0, shut_out.text)
         raise last or RemoteError(origin, 0, "no other server is known that could tell the state")
 
     async def _state_from(self, server: str, room: Room, event: Event) -> StateMap:
@@ -368,7 +373,7 @@ class Gaps:
                 taken = await self._intake.take(pdus[:MAX_BACKFILL], room.version, room.room_id, limits=False)
                 if await self._keep_history(server, room, taken):
                     return True
-            except RemoteError:
+            except (RemoteError, Forbidden):
                 log.info("history is not to be had here", server=server)
         self._give_up(what)
         return False

@@ -16,7 +16,7 @@ import structlog
 
 from relay.clock import DAY, HOUR, MINUTE, SECOND, Clock
 from relay.db import Database, Query, Row
-from relay.errors import ApiError, RemoteError
+from relay.errors import ApiError, Forbidden, RemoteError
 from relay.part import Finding, Part
 from relay.protocol import event as events
 from relay.protocol.judge import Verdict
@@ -159,7 +159,8 @@ class Later(Part):
         taken = Taken(events.load(bytes(raw), event_id, room.version), marks, redacts)
         try:
             await self._receiver.place(origin, room_id, taken)
-        except RemoteError:
+        except (RemoteError, Forbidden):
+            # Also where the server has been shut out since: what breaks off here would be begun again with the same event.
             wait = min(LONGEST_WAIT, 2 * wait_ms)
             with self._db.write() as tx:
                 tx.run(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relay.errors import ApiError
+from relay.errors import ApiError, Forbidden
 from relay.protocol.event import Event
 from relay.rooms import afar, gaps, rooms
 from relay.rooms.room import Room
@@ -238,6 +238,34 @@ async def test_the_rest_comes_after_a_restart_and_from_another_server(village: V
     village.mend(one, two)
     assert said.id in await two.timeline(room_id)
     await same(room_id, one, two, three)
+
+
+async def test_the_rest_comes_although_the_first_server_is_shut_out(
+    village: Village, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = [await village.home(f"{name}.example") for name in ("one", "two", "three")]
+    room_id = await one.creates("anna", name="a large hall")
+    await three.joins("carl", room_id, "one.example")
+    await village.delivers_all()
+    two.patient = True
+    await two.joins("ben", room_id, "one.example")
+    await village.delivers_all()
+    asked, remote = list[str](), two.completing._remote
+    state = remote.state
+
+    async def shut_out(server: str, *more: str) -> Any:
+        asked.append(server)
+        if server == asked[0]:
+            raise Forbidden("Its operator has shut that server out.")
+        return await state(server, *more)
+
+    monkeypatch.setattr(remote, "state", shut_out)
+    running = asyncio.create_task(two.completing.run())
+    try:
+        whole = await two.rooms.whole(room_id, 20)
+        assert whole is not None and whole.partial is None and len(asked) > 1, "another one tells"
+    finally:
+        running.cancel()
 
 
 async def test_what_another_server_tells_of_the_room_beside_its_members_is_not_taken(village: Village) -> None:

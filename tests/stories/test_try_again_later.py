@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from relay.rooms import later
+import pytest
+
+from relay.rooms import gaps, later
 from tests.forger import Forger
 from tests.people import ciphertext, until
 from tests.town import Town, Within
@@ -58,6 +60,32 @@ async def test_what_builds_on_inventions_waits_within_bounds(town: Town) -> None
     town.clock.forward(hours=24 * 4)
     assert await until(lambda: _is(waiting(one), 0), within=30), "and nothing waits for ever"
     assert await mallory.sees(await alice.sends(room)), "the room goes on"
+
+
+async def test_a_server_that_is_shut_out_while_its_events_wait_holds_up_nobody_elses(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gaps, "UNFILLED_SECONDS", 0.0)  # each time it would be asked again
+    alice, mallory = await town.users("alice@one", "mallory@two")
+    one, two = await town.relay("one"), await town.relay("two")
+    room = await alice.creates_room(with_=mallory)
+    await alice.syncs()
+    forger = Forger(two, alice.server)
+    invented = await forger.builds(room, mallory.id, "m.room.encrypted", ciphertext(), prev_events=["$" + "0" * 43])
+    town.cut_one_way("one", "two")
+    await forger.transaction([invented.pdu])
+    assert await waiting(one) == 1
+    await one.command("user.admin", user=alice.name, admin=True)
+    block = {"measure": "block_server", "target": mallory.server, "reason_code": "spam"}
+    await alice.calls("POST", "/_relay/safety/v1/acts", block)
+    town.clock.forward(minutes=10)
+
+    async def was_tried() -> bool:
+        assert one.server is not None
+        longest = await one.server.db.read(lambda query: query.value("SELECT max(wait_ms) FROM waiting_events"))
+        return int(longest or 0) > later.FIRST_WAIT
+
+    assert await until(was_tried), "it is put back into the line, and not begun again for ever"
 
 
 async def _is(number: object, expected: int) -> bool:
