@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -47,6 +48,7 @@ from relay.moderation.restrictions import (
     SHADOW,
     SUSPEND,
     Restrictions,
+    TakenBack,
 )
 from relay.moderation.room_acts import RoomActs
 from relay.part import Part
@@ -128,10 +130,12 @@ class Actions(Part):
         return await self._carry_out(act, beside)
 
     async def _require_takeable(self, act: Act) -> None:
-        if MEASURES[act.measure].target != "user" or act.undo or act.measure in ("redact_all", "warn"):
+        if MEASURES[act.measure].target != "user" or act.measure == "redact_all":
             return
         if act.target == act.actor:
-            raise Forbidden("You can't take a measure against yourself. Ask another moderator.")
+            raise Forbidden("You can't take a measure against yourself, nor lift one. Ask another moderator.")
+        if act.undo or act.measure == "warn":
+            return
         local = self._users.is_local(act.target)
         if act.measure in ("suspend", "lock", "deactivate", "shadow"):
             if not local:
@@ -176,6 +180,8 @@ class Actions(Part):
 
     async def _carry_out(self, act: Act, beside: Beside | None) -> Outcome:
         until = None if act.lasts_ms is None or act.undo else self._clock.now() + act.lasts_ms
+        if until is not None and act.is_machine:
+            until = await self._not_sooner(act, until)
 
         def record(tx: Tx) -> None:
             self._record(tx, act, beside)
@@ -203,12 +209,22 @@ class Actions(Part):
         self._woken.set()
         return Outcome(act.measure, act.target, until_ts=until)
 
+    async def _not_sooner(self, act: Act, until: int) -> int | None:
+        """A machine's step ends nothing sooner than a person has said. None where what stands has no end."""
+        if act.measure == "warn":
+            return until
+        kind, subject = _row_of(act)
+        standing = self._restrictions.find(kind, subject)
+        if standing is not None:
+            return None if standing.until_ts is None else max(until, standing.until_ts)
+        if act.measure not in ("suspend", "lock") or (kind, subject) in self._restrictions.over_keys():
+            return until
+        # Of these the rows are only ends.
+        user = await self._users.get(act.target)
+        return None if (user.suspended if act.measure == "suspend" else user.locked) else until
+
     def _restrict(self, tx: Tx, act: Act, until: int | None, *, ends_only: bool = False) -> None:
-        if act.measure == "quarantine":
-            hashed = act.target.startswith(HASH)
-            kind, subject = (MEDIA_HASH, act.target.removeprefix(HASH)) if hashed else (MEDIA, act.target)
-        else:
-            kind, subject = _KIND[act.measure], act.target
+        kind, subject = _row_of(act)
         if act.undo or (ends_only and until is None):
             self._restrictions.lift(tx, kind, subject)
         else:
@@ -267,7 +283,7 @@ class Actions(Part):
 
     async def _ask(self, act: Act, beside: Beside | None) -> Outcome:
         now = self._clock.now()
-        alone = not await self._persons.may_second(act.actor)
+        alone = not set(await self._persons.may_second(act.actor)) - {act.target}
         waiting = WaitingAct(
             secrets.token_urlsafe(16), act, now, now + ALONE_WAITS_MS if alone else None, WAITING, 0, 0
         )
@@ -298,6 +314,7 @@ class Actions(Part):
             raise NotFound("Nothing waits under this ID. It was confirmed or cancelled already.")
         if actor == waiting.act.actor:
             raise Forbidden("You have asked for this yourself: it needs the word of another moderator.")
+        _require_not_about(waiting, actor)
         if actor not in await self._persons.may_second(waiting.act.actor):
             raise Forbidden(
                 "A second person has been a moderator for 7 days and was here within the last 30. You can cancel it, though."
@@ -309,6 +326,7 @@ class Actions(Part):
         waiting = await self.find(act_id)
         if waiting is None or waiting.state != WAITING:
             raise NotFound("Nothing waits under this ID. It was confirmed or cancelled already.")
+        _require_not_about(waiting, actor)
         act = replace(waiting.act, actor=actor)
         with self._db.write() as tx:
             tx.call(still_waiting(act_id, None))
@@ -342,10 +360,11 @@ class Actions(Part):
             self._woken.clear()
             began, now = self._clock.monotonic(), self._clock.now()
             for waiting in await self.waiting():
-                if waiting.due_ts is not None and waiting.due_ts <= now:
-                    await self._begin(waiting, waiting.act.actor, waiting.act.measure)
-                elif waiting.due_ts is None and waiting.asked_ts + ASKED_KEPT_MS <= now:
-                    await self.cancel(waiting.act_id, "rule:not-confirmed")
+                with suppress(TakenBack, NotFound):  # a moderator was faster
+                    if waiting.due_ts is not None and waiting.due_ts <= now:
+                        await self._begin(waiting, waiting.act.actor, waiting.act.measure)
+                    elif waiting.due_ts is None and waiting.asked_ts + ASKED_KEPT_MS <= now:
+                        await self.cancel(waiting.act_id, "rule:not-confirmed")
             for waiting in await self._db.read(in_state, RUNNING):
                 await self._finish(waiting)
             await self._end_what_is_over()
@@ -407,3 +426,16 @@ class Actions(Part):
                 "DELETE FROM waiting_acts WHERE state = $1 AND asked_ts < $2", DONE, now - DONE_KEPT_MS - ASKED_KEPT_MS
             )
         await tx
+
+
+def _row_of(act: Act) -> tuple[str, str]:
+    """(kind, subject) of the restriction that the act puts or lifts."""
+    if act.measure == "quarantine":
+        hashed = act.target.startswith(HASH)
+        return (MEDIA_HASH, act.target.removeprefix(HASH)) if hashed else (MEDIA, act.target)
+    return _KIND[act.measure], act.target
+
+
+def _require_not_about(waiting: WaitingAct, actor: str) -> None:
+    if waiting.act.target == actor:
+        raise Forbidden("This measure is about you: another moderator confirms it, or cancels it.")

@@ -227,7 +227,7 @@ class Envelopes(Part):
 
         def add(query: Query) -> None:
             row = query.one("SELECT case_id FROM envelopes WHERE envelope_id = $1 AND length(body) > 0", envelope_id)
-            if row is None:
+            if row is None or actor in excluded.get(row[0], ()):  # whoever it is about must not learn that it is there
                 raise NotFound("There is no such envelope, or it is forgotten.")
             for key_id, wrap in given.items():
                 if key_id not in counting or counting[key_id].user_id in excluded.get(row[0], ()):
@@ -285,7 +285,8 @@ class Envelopes(Part):
 
     async def _get_unwrapped(self, request: Request) -> Answer:
         await self._keys.require_moderator(request.user_id)
-        return {"envelopes": await self.unwrapped(request.params["key_id"])}
+        found, about = await self.unwrapped(request.params["key_id"]), await self.excluded()
+        return {"envelopes": [one for one in found if request.user_id not in about.get(one["case_id"], ())]}
 
     async def _post_wraps(self, request: Request) -> Answer:
         await self._keys.require_moderator(request.user_id)

@@ -51,11 +51,13 @@ class Records(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Moderator:
-    """`enrolled_ts` is since when a key of hers counts; None where she has none, and so can open nothing."""
+    """`enrolled_ts` is since when a key of hers counts; None where she has none, and so can open nothing. `rests`: the operator
+    has locked or suspended her account, which then moderates nothing."""
 
     user_id: str
     admin: bool
     enrolled_ts: int | None
+    rests: bool = False
 
 
 class ModeratorKeys(Part):
@@ -210,14 +212,17 @@ class ModeratorKeys(Part):
         """Admins, and those whose key counts; closed accounts are none."""
         since = await self._enrolled()
         return [
-            Moderator(user.user_id, user.admin, since.get(user.user_id))
+            Moderator(user.user_id, user.admin, since.get(user.user_id), user.locked or user.suspended)
             for user in await self._users.all()
             if not user.deactivated and (user.admin or user.user_id in since)
         ]
 
     async def is_moderator(self, user_id: str) -> bool:
+        """Whether she may work as one now."""
         user = await self._users.find(user_id)
-        return user is not None and not user.deactivated and (user.admin or user_id in await self._enrolled())
+        if user is None or user.deactivated or user.locked or user.suspended:
+            return False
+        return user.admin or user_id in await self._enrolled()
 
     async def enrolled_ts(self, user_id: str) -> int | None:
         return (await self._enrolled()).get(user_id)

@@ -41,6 +41,8 @@ from relay.web import Answer, Request, Route, get_bool, get_list, get_object, ge
 
 MAX_FORWARD_BYTES = 512 * 1024
 MAX_A_DAY = 20
+# Each is told to a person of ours: the first one, and what objections changed.
+MAX_DECISIONS_OF_CASE = 10
 MAX_MEASURES = 10
 
 
@@ -199,6 +201,8 @@ class PeerRoutes(Part):
             raise InvalidParam("This case is another one here.")
         if before is None:
             await self._require_few(origin)
+        elif len(await self._decisions.of_case(case_id)) >= MAX_DECISIONS_OF_CASE:
+            raise LimitExceeded(DAY / 1000)
         now = self._clock.now()
         with self._db.write() as tx:
             if before is None:

@@ -22,6 +22,8 @@ class Enrolled(Protocol):
     def user_id(self) -> str: ...
     @property
     def enrolled_ts(self) -> int | None: ...
+    @property
+    def rests(self) -> bool: ...
 
 
 class Persons:
@@ -36,6 +38,10 @@ class Persons:
     async def is_moderator(self, user_id: str) -> bool:
         return any(one.user_id == user_id for one in await self._moderators())
 
+    async def may_act(self, user_id: str) -> bool:
+        """A moderator whose account is neither locked nor suspended."""
+        return any(one.user_id == user_id and not one.rests for one in await self._moderators())
+
     async def may_second(self, actor: str) -> list[str]:
         """Those whose word completes what `actor` has begun."""
         now = self._clock.now()
@@ -43,6 +49,7 @@ class Persons:
             one.user_id
             for one in await self._moderators()
             if one.user_id != actor
+            and not one.rests
             and one.enrolled_ts is not None
             and now - one.enrolled_ts >= ENROLLED_FOR_MS
             and await self._seen_lately(one.user_id, now)

@@ -125,6 +125,9 @@ class Restrictions(Part):
         """Those whose time is over and whose row still stands."""
         return [one for kind in KINDS for one in self._of[kind].values() if not self._holds(one)]
 
+    def over_keys(self) -> set[tuple[str, str]]:
+        return {(one.kind, one.subject) for one in self.over()}
+
     def server_rule(self, server_name: str) -> str | None:
         """ "block", "allow", or None where nobody has decided about this server."""
         if self._names(SERVER_BLOCK).match(server_name):

@@ -19,6 +19,7 @@ from relay.db import Database, Query, Tx
 from relay.errors import InvalidParam, NotFound
 from relay.moderation import case_rules as rules
 from relay.moderation import statements
+from relay.moderation.acts import MEASURES
 from relay.moderation.appeals import Appeals
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.case_rows import Case
@@ -230,8 +231,7 @@ class SafetyApi(Part):
         asking, case_id, version = await self._asked(request, "reports:decide")
         case = await self._cases.for_moderator(case_id, asking.actor)
         statement = statements.parse(request.json(), about=case.user_id)
-        if statement.measures and not asking.session:
-            await self._tokens.require(request, "users:act")
+        await self._require_acting(request, asking, statement)
         return await self._once(
             request, asking.actor, case_id,
             lambda beside: self._decisions.decide(case_id, asking.actor, version, statement, beside=beside),
@@ -256,10 +256,22 @@ class SafetyApi(Part):
         if verdict not in ("upheld", "reversed"):
             raise InvalidParam("The verdict is upheld or reversed.")
         statement = statements.parse({"measures": [], **body}, about=case.user_id)
+        await self._require_acting(request, asking, statement, takes_back=verdict == "reversed")
         made = await self._appeals.answer(
             case_id, asking.actor, version, reverse=verdict == "reversed", statement=statement
         )
         return made.as_json()
+
+    async def _require_acting(
+        self, request: Request, asking: Asking, statement: statements.Statement, *, takes_back: bool = False
+    ) -> None:
+        """What a token needs beside `reports:decide` where something is done to somebody, or no longer."""
+        if asking.session:
+            return
+        if statement.measures or takes_back:
+            await self._tokens.require(request, "users:act")
+        if any(MEASURES[one.measure].target == "server" for one in statement.measures):
+            await self._tokens.require(request, "federation:write")
 
     async def _once(
         self, request: Request, actor: str, case_id: str, decide: Callable[[Callable[[Tx], None]], Any]

@@ -108,8 +108,8 @@ class SafetyTokens(Part):
         return Asking(caller.user_id, frozenset(SCOPES), True)
 
     async def _require_moderator(self, user_id: str) -> None:
-        if not await self._persons.is_moderator(user_id):
-            raise Forbidden("Only moderators of this server may do this.")
+        if not await self._persons.may_act(user_id):
+            raise Forbidden("Only moderators of this server, whose accounts are not suspended, may do this.")
 
     async def _by_token(self, token: str) -> Asking:
         now = self._clock.now()

@@ -214,3 +214,35 @@ def test_a_machine_takes_only_what_can_be_taken_back_for_a_day(name: str) -> Non
 def test_what_makes_no_sense_is_refused(act: Act, refusal: type[Exception]) -> None:
     with pytest.raises(refusal):
         checked(act)
+
+
+async def test_a_machine_ends_nothing_sooner_than_a_person_said(town: Town) -> None:
+    house, [mod] = await moderators(town, "mod")
+    alice, bob, carol = await town.users("alice@one", "bob@one", "carol@one")
+    room = await alice.creates_room(with_=[bob, carol])
+    public = await alice.creates_room(preset="public_chat")
+    await takes(mod, "suspend", bob.id)
+    await takes(mod, "block_room", public)
+    assert house.server is not None
+    for measure, target in (("suspend", bob.id), ("suspend", carol.id), ("block_room", public)):
+        await house.server.moderation.acting.actions.take(Act(measure, target, "integration:triage", "spam"))
+    town.clock.forward(hours=25)
+    assert await until(lambda: is_ended(carol, room)), "what the machine did alone ends after a day"
+    assert await is_suspended(bob, room), "what a moderator did as well does not"
+    assert (await carol.is_refused(carol.joins(public))).status == 403
+
+
+async def test_a_suspended_moderator_does_not_help_herself(town: Town) -> None:
+    house, [mod, other] = await moderators(town, "mod", "other")
+    bob = await town.user("bob@one")
+    await takes(mod, "warn", bob.id)
+    refused = await mod.is_refused(takes(mod, "suspend", mod.id, undo=True))
+    assert "yourself" in refused.text
+    asked = await takes(mod, "redact_all", other.id)
+    assert "until" in asked, "whoever it is about is no second person"
+    for word in ("confirm", "cancel"):
+        refused = await other.is_refused(other.calls("POST", f"{SAFETY}/acts/{asked['waits']}/{word}", {}))
+        assert "about you" in refused.text
+    await house.command("user.suspend", user="mod")
+    for measure, target in (("suspend", mod.id), ("warn", bob.id)):
+        assert (await mod.is_refused(takes(mod, measure, target, undo=True))).status == 403

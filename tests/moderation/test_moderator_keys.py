@@ -136,6 +136,15 @@ async def test_nothing_is_sealed_to_the_person_it_is_about_not_even_later(desk: 
     assert again is not None and set(again["wraps"]) == {desk.own.public.key_id, desk.recovery.public.key_id}
     assert not await desk.parts.envelopes.unwrapped(desk.own.public.key_id), "nobody is asked to rewrap it for him"
     assert not await desk.parts.envelopes.check()
+    # A third key lacks it: those who have it are asked, and he neither hears of it nor spoils it.
+    carol, hers_too = await desk.town.user("carol@one"), ModeratorSecret.make()
+    await desk.adds(carol, hers_too)
+    desk.town.clock.forward(hours=24)
+    where = f"/_relay/safety/v1/keys/{desk.own.public.key_id}/unwrapped"
+    assert {one["case_id"] for one in (await desk.alice.calls("GET", where))["envelopes"]} == {"case-2"}
+    assert not (await bob.calls("GET", where))["envelopes"]
+    with pytest.raises(ApiError, match="no such envelope"):
+        await desk.parts.envelopes.take_wraps(about["id"], {hers_too.public.key_id: to_base64(bytes(80))}, bob.id)
     with pytest.raises(ApiError, match="may not open this case"):
         await desk.parts.envelopes.take_wraps(about["id"], {hers.public.key_id: to_base64(bytes(80))}, desk.alice.id)
 

@@ -10,6 +10,7 @@ import pytest
 from relay.errors import ApiError, RemoteError
 from relay.moderation import bundle
 from relay.moderation.disclosure_form import Item
+from relay.moderation.peer_routes import MAX_DECISIONS_OF_CASE
 from tests.moderation.casehouse import Desk, casework, hears, reports, token_in
 from tests.moderation.sessions import Session, disclosure
 from tests.people import Person, path, until
@@ -193,6 +194,9 @@ async def test_another_server_can_neither_flood_nor_guess_nor_write(town: Town) 
     assert row["disclosure"] == "needs_human", "it was not sent from an account here"
     checked = await here.asks("POST", f"reports/{row['id']}/proof", (await here.reads(row["id"]))["forward"][0])
     assert checked["result"] == "invalid"
+    for _ in range(MAX_DECISIONS_OF_CASE - 1):
+        await asks.send(here.house.name, "PUT", f"{base}/decision/{case_id}", told, forced=True)
+    assert (await refused("PUT", f"decision/{case_id}", told)).status == 429, "nobody is told the same for ever"
     for number in range(18):
         await asks.send(here.house.name, "PUT", f"{base}/decision/{number:022}", told, forced=True)
     assert (await refused("PUT", f"decision/{'y' * 22}", told)).status == 429

@@ -202,3 +202,35 @@ async def test_the_command_line_lists_shows_and_decides(town: Town, capsys: pyte
     since.write_text(json.dumps({**held, "hash": "A" * 43}))
     status, out = await line("moderation", "verify", "--since", str(since))
     assert status == 1 and "rewritten" in out
+
+
+async def test_a_token_takes_nothing_back_and_shuts_out_no_server_without_the_scope(town: Town) -> None:
+    mod = await desk(town)
+    _, bob, _, [first, second, _] = await reported(town, mod)
+    other = await town.user("other@one")
+    await mod.house.command("user.admin", user="other", admin=True)
+    tokens = [
+        (await other.calls("POST", f"{SAFETY}/tokens", {"name": "x", "scopes": scopes}))["token"]
+        for scopes in (["reports:read", "reports:decide"], ["reports:decide", "users:act"])
+    ]
+    town.clock.forward(hours=25)
+    await mod.decides(first, {"measure": "suspend"})
+    await casework(mod.house).appeals.file(first, bob.id, "It was a joke.")
+    why = {"reason_code": "mistake", "ground": "terms:1", "facts": FACTS}
+    for more in ({}, {"measures": [{"measure": "lock"}]}):
+        answer = {"verdict": "reversed", **why, **more}
+        refused = await other.is_refused(
+            other.calls("POST", f"{SAFETY}/reports/{first}/appeal", answer, token=tokens[0])
+        )
+        assert "users:act" in refused.text
+    assert (await bob.is_refused(bob.creates_room())).errcode == "M_USER_SUSPENDED", "nothing was taken back"
+    blocks = {**why, "action": "block_server", "target": "else.example"}
+    refused = await other.is_refused(
+        other.calls("POST", f"{SAFETY}/reports/{second}/decision", blocks, token=tokens[1])
+    )
+    assert "federation:write" in refused.text
+
+    # The operator stops a moderator: her tokens stop with her.
+    assert await other.calls("GET", f"{SAFETY}/reports", token=tokens[0])
+    await mod.house.command("user.lock", user="other")
+    assert (await mod.person.is_refused(mod.person.calls("GET", f"{SAFETY}/reports", token=tokens[0]))).status == 403
