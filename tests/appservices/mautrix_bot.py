@@ -20,7 +20,7 @@ from mautrix.types import EventType, LoginType, Membership, MessageType, TextMes
 from tests.people import Json
 from tests.town import House, free_port
 
-KEY_SECONDS = 10
+KEY_SECONDS = 30
 
 
 class _Rooms(MemoryStateStore, ASStateStore):

@@ -120,11 +120,11 @@ class Service(Person):
         return next((one for one in self.told() if one["event_id"] == event_id), None)
 
     async def hears(self, event_id: str) -> Json | None:
-        await until(lambda: self.heard(event_id) is not None, 20)
+        await until(lambda: self.heard(event_id) is not None, 40)
         return self.heard(event_id)
 
     async def hears_that(self, key: str, holds: Any) -> bool:
-        return await until(lambda: any(holds(one) for one in self.told(key)), 20)
+        return await until(lambda: any(holds(one) for one in self.told(key)), 40)
 
     # --- what it does
 

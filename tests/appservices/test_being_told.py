@@ -75,7 +75,7 @@ async def test_nothing_is_lost_and_nothing_comes_twice_over_a_kill(town: Town, h
     bridge.hangs.clear()
     tries = len(bridge.tries)
     sent += [await alice.sends(room) for _ in range(3)]
-    assert await until(lambda: len(bridge.tries) > tries, 20), "it is on its way"
+    assert await until(lambda: len(bridge.tries) > tries, 40), "it is on its way"
     sent += [await alice.sends(room) for _ in range(3)]
     for key in ("AAAA", "BBBB", "CCCC"):
         await alice.tells_devices("m.room.encrypted", {bridge.id: {"BOT": olm(key)}})
@@ -173,7 +173,7 @@ async def test_keys_and_messages_to_devices_come_with_transactions(town: Town, h
     synced = await bridge.calls("GET", "sync", device_id="BOT")
     assert not synced.get("to_device", {}).get("events"), "what it has is not kept for it"
     await bridge.calls("POST", path("rooms", room, "leave"), {})
-    assert await until(lambda: any(alice.id in body["device_lists"]["left"] for _, body in bridge.transactions), 20)
+    assert await until(lambda: any(alice.id in body["device_lists"]["left"] for _, body in bridge.transactions), 40)
 
 
 async def test_an_invite_from_another_server_reaches_the_service(town: Town, hires: Hires) -> None:

@@ -18,6 +18,9 @@ pytest.importorskip(
 from tests.appservices.mautrix_bot import Bot
 
 
+PATIENCE_SECONDS = 60.0
+
+
 class Scene:
     def __init__(self, town: Town, *, signs_in: bool) -> None:
         self.town = town
@@ -56,13 +59,13 @@ async def test_a_bot_talks_encrypted(scene: Scene) -> None:
     alice = await scene.device("alice@one", "ALICEPHONE")
     made = await alice.client.room_create(invite=[bot.id], preset=nio.RoomPreset.private_chat)
     room = good(made, nio.RoomCreateResponse).room_id
-    assert await alice.notices(lambda: bot.id in getattr(alice.room(room), "users", {}), 20), (
+    assert await alice.notices(lambda: bot.id in getattr(alice.room(room), "users", {}), PATIENCE_SECONDS), (
         "the bot comes when invited"
     )
-    assert await until(lambda: bot.rooms.is_encrypted(room), 20)
+    assert await until(lambda: bot.rooms.is_encrypted(room), PATIENCE_SECONDS)
     before = await bot.counts()
     await alice.says(room, "good evening")
-    assert await alice.hears("you said: good evening", 30), f"it reads and answers: {bot.failures}"
+    assert await alice.hears("you said: good evening", PATIENCE_SECONDS), f"it reads and answers: {bot.failures}"
     assert bot.heard == [(alice.id, "good evening")]
     assert not alice.undecrypted, "everything could be read"
     assert any(who == bot.id for who, _ in alice.receipts), "it says that it has read"
@@ -71,21 +74,25 @@ async def test_a_bot_talks_encrypted(scene: Scene) -> None:
     # A ghost speaks with the bot's keys, as people of a bridged network do.
     ghost = await bot.brings(room, "tom", "Tom from elsewhere")
     await bot.says(room, "hello from another network", ghost)
-    assert await alice.hears("hello from another network", 20)
+    assert await alice.hears("hello from another network", PATIENCE_SECONDS)
     assert (ghost, "hello from another network") in alice.texts
 
     # Somebody of another server comes: the bot learns of her devices by transaction, and gives her its new keys.
     bob = await scene.device("bob@two", "BOBPHONE")
     good(await alice.client.room_invite(room, bob.id), nio.RoomInviteResponse)
-    assert await bob.notices(lambda: room in bob.client.invited_rooms, 20)
+    assert await bob.notices(lambda: room in bob.client.invited_rooms, PATIENCE_SECONDS)
     good(await bob.client.join(room), nio.JoinResponse)
-    assert await until(lambda: bob.id in bot.rooms.members.get(room, {}), 20), "the bot hears that he came"
-    await bob.notices(lambda: bot.id in getattr(bob.room(room), "users", {}), 20)
+    assert await until(lambda: bob.id in bot.rooms.members.get(room, {}), PATIENCE_SECONDS), (
+        "the bot hears that he came"
+    )
+    await bob.notices(lambda: bot.id in getattr(bob.room(room), "users", {}), PATIENCE_SECONDS)
     await bob.says(room, "and who are you?")
-    assert await bob.hears("you said: and who are you?", 30), f"across servers too: {bot.failures}"
-    assert await alice.hears("you said: and who are you?", 30)
+    assert await bob.hears("you said: and who are you?", PATIENCE_SECONDS), f"across servers too: {bot.failures}"
+    assert await alice.hears("you said: and who are you?", PATIENCE_SECONDS)
     await alice.client.room_typing(room, True)
-    assert await until(lambda: any(e.type.t == "m.typing" for e in bot.ephemeral), 20), "it sees who is typing"
+    assert await until(lambda: any(e.type.t == "m.typing" for e in bot.ephemeral), PATIENCE_SECONDS), (
+        "it sees who is typing"
+    )
     assert not bot.failures
 
     written = b"".join(file.read_bytes() for file in scene.house.files())

@@ -19,7 +19,7 @@ from tests.people import Person
 from tests.town import Town
 
 HERE = Path(__file__).parent
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
 # Olm's script is for Node too, and asks for these only there.
 OF_NODE = ("--external:crypto", "--external:path", "--external:fs")
 

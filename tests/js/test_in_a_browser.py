@@ -21,7 +21,7 @@ from tests.town import Town
 
 HERE = Path(__file__).parent
 WASM = Path("node_modules/@matrix-org/matrix-sdk-crypto-wasm/pkg/matrix_sdk_crypto_wasm_bg.wasm")
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
 
 
 @pytest.fixture
