@@ -17,7 +17,6 @@ pytest.importorskip(
 )
 from tests.appservices.mautrix_bot import Bot
 
-
 PATIENCE_SECONDS = 60.0
 
 

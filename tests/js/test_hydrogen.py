@@ -15,7 +15,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from tests.js.conftest import bundled, serving
-from tests.people import Person
+from tests.people import Person, until
 from tests.town import Town
 
 HERE = Path(__file__).parent
@@ -84,6 +84,11 @@ class Reader:
             await self.page.screenshot(path=Path(folder) / f"{name}.png")
 
 
+async def _rooms_of(person: Person) -> list[str]:
+    rooms: list[str] = (await person.calls("GET", "joined_rooms"))["joined_rooms"]
+    return rooms
+
+
 async def test_two_people_talk_encrypted_in_hydrogen(town: Town, hydrogen: str, browser: Browser) -> None:
     people = await town.users("alice@one", "bob@two")
     contexts = [await browser.new_context(viewport={"width": 1100, "height": 700}) for _ in people]
@@ -92,7 +97,9 @@ async def test_two_people_talk_encrypted_in_hydrogen(town: Town, hydrogen: str, 
         await reader.signs_in(hydrogen)
     await alice.creates_room("Between us")
     await alice.page.locator(".RoomList a", has_text="Between us").wait_for()
-    (room,) = (await alice.person.calls("GET", "joined_rooms"))["joined_rooms"]
+    # Hydrogen shows the room before the relay has made it.
+    assert await until(lambda: _rooms_of(alice.person), PATIENCE_MS / 1000), "the room is made"
+    (room,) = await _rooms_of(alice.person)
     await alice.person.invites_to(room, bob.person)
     await bob.opens("Between us")
     await bob.page.get_by_role("button", name="Accept").click()
