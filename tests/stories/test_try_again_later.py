@@ -37,7 +37,7 @@ async def test_a_kick_is_heard_of_although_what_led_to_it_could_not_be_fetched(t
     assert not audited["findings"] and any("waiting_events" in rule for rule in audited["counts"])
     town.mend("one", "two")
     town.clock.forward(minutes=10)
-    assert await bob.notices(lambda: room in bob.left, within=20), "Bob learns that he is out"
+    assert await bob.notices(lambda: room in bob.left, within=40), "Bob learns that he is out"
     assert await until(lambda: _is(waiting(two), 0)), "and nothing waits any longer"
 
 
@@ -57,8 +57,13 @@ async def test_what_builds_on_inventions_waits_within_bounds(town: Town) -> None
     assert any(result.get("error") for result in answer["pdus"].values()), "what is too much is refused"
     assert await waiting(one) == later.MAX_PER_SERVER
     town.mend("one", "two")
-    town.clock.forward(hours=24 * 4)
-    assert await until(lambda: _is(waiting(one), 0), within=30), "and nothing waits for ever"
+
+    async def nothing_waits_any_longer() -> bool:
+        # A clock that jumps while somebody lies down to sleep does not shorten that sleep, so it goes on jumping.
+        town.clock.forward(hours=24)
+        return await waiting(one) == 0
+
+    assert await until(nothing_waits_any_longer, within=60), "and nothing waits for ever"
     assert await mallory.sees(await alice.sends(room)), "the room goes on"
 
 
@@ -78,10 +83,10 @@ async def test_a_server_that_is_shut_out_while_its_events_wait_holds_up_nobody_e
     await one.command("user.admin", user=alice.name, admin=True)
     block = {"measure": "block_server", "target": mallory.server, "reason_code": "spam"}
     await alice.calls("POST", "/_relay/safety/v1/acts", block)
-    town.clock.forward(minutes=10)
 
     async def was_tried() -> bool:
         assert one.server is not None
+        town.clock.forward(minutes=2)
         longest = await one.server.db.read(lambda query: query.value("SELECT max(wait_ms) FROM waiting_events"))
         return int(longest or 0) > later.FIRST_WAIT
 
