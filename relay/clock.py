@@ -33,3 +33,15 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+async def rest(clock: Clock, woken: asyncio.Event, seconds: float) -> None:
+    """How a loop rests: until somebody wakes it, or its time has come. The loop clears `woken` before it looks for work, so
+    that no call is lost."""
+    both = [asyncio.ensure_future(woken.wait()), asyncio.ensure_future(clock.sleep(seconds))]
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        # Not awaited: a cancellation that came just then would be taken for theirs, and the loop would never end.
+        for one in both:
+            one.cancel()

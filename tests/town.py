@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,9 @@ class Clock:
     async def sleep(self, seconds: float) -> None:
         until = self.monotonic() + seconds
         while (left := until - self.monotonic()) > 0:
-            try:
-                await asyncio.wait_for(self._moved.wait(), left)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._moved.wait()
 
     def forward(self, *, seconds: float = 0, minutes: float = 0, hours: float = 0) -> None:
         self._ahead_s += seconds + (minutes * MINUTE + hours * HOUR) / SECOND

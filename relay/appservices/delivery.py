@@ -21,7 +21,7 @@ from relay.appservices.registration import Registration
 from relay.appservices.transaction import Teller, Told
 from relay.appservices.whereabouts import Whereabouts
 from relay.bell import Bell
-from relay.clock import MINUTE, SECOND, Clock
+from relay.clock import MINUTE, SECOND, Clock, rest
 from relay.db import Database, Query, Tx
 from relay.ephemeral.presence import Presence
 from relay.ephemeral.receipts import PRIVATE, READ, Receipt, Receipts
@@ -289,13 +289,7 @@ class Delivery(Part):
     async def _pause(self, lane: _Lane, seconds: float) -> None:
         """Until the time is over, or the service is heard from."""
         lane.heard.clear()
-        over = asyncio.ensure_future(self._clock.sleep(seconds))
-        heard = asyncio.ensure_future(lane.heard.wait())
-        try:
-            await asyncio.wait((over, heard), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            over.cancel()
-            heard.cancel()
+        await rest(self._clock, lane.heard, seconds)
 
     # --- what passes
 

@@ -19,7 +19,7 @@ import structlog
 from relay.accounts.account import Account
 from relay.accounts.moderated import Moderated
 from relay.accounts.users import Users
-from relay.clock import DAY, Clock
+from relay.clock import DAY, Clock, rest
 from relay.db import Database, Query, Tx
 from relay.errors import ApiError, Forbidden, InvalidParam, NotAllowed, NotFound, RemoteError
 from relay.moderation.act_rows import (
@@ -36,7 +36,6 @@ from relay.moderation.act_rows import (
 )
 from relay.moderation.acts import HASH, MEASURES, Act, Outcome, checked
 from relay.moderation.persons import Persons
-from relay.moderation.rest import rest
 from relay.moderation.restrictions import (
     KEPT_OUT,
     LOCK,

@@ -20,9 +20,8 @@ import orjson
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from relay.clock import HOUR, Clock
+from relay.clock import HOUR, Clock, rest
 from relay.db import Database, Query, Tx
-from relay.moderation.rest import rest
 from relay.part import Part
 from relay.protocol.canonical import encode, from_base64, to_base64
 from relay.protocol.signing import SigningKey, sign_json

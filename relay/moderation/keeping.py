@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from relay.clock import Clock
+from relay.clock import Clock, rest
 from relay.db import Database, Query, Tx
 from relay.moderation import case_rules as rules
 from relay.moderation.audit_log import AuditLog
@@ -19,7 +19,6 @@ from relay.moderation.cases import Cases
 from relay.moderation.disclosure import Disclosures
 from relay.moderation.freeze import Freeze
 from relay.moderation.links import Links
-from relay.moderation.rest import rest
 from relay.part import Part
 
 LOOK_EVERY_SECONDS = 60.0

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import structlog
 
-from relay.clock import DAY, MINUTE, Clock
+from relay.clock import DAY, MINUTE, Clock, rest
 from relay.db import Database, Query, Tx
 from relay.errors import ApiError, NotAllowed
 from relay.moderation import notice_words as words
@@ -24,7 +24,6 @@ from relay.moderation.case_rows import Case, by_id
 from relay.moderation.links import Links, Purpose
 from relay.moderation.own_rooms import MODERATORS, OwnRooms
 from relay.moderation.persons import Persons
-from relay.moderation.rest import rest
 from relay.part import Part
 from relay.tables import Schema, Table
 

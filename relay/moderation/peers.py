@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import structlog
 
-from relay.clock import DAY, MINUTE, Clock
+from relay.clock import DAY, MINUTE, Clock, rest
 from relay.db import Database, Query, Tx
 from relay.errors import ApiError, Forbidden, InvalidParam, RemoteError
 from relay.ids import is_server_name, server_of
@@ -28,7 +28,6 @@ from relay.moderation.decisions import Decision, Decisions
 from relay.moderation.disclosure import Disclosures
 from relay.moderation.envelope import Envelope, NotOpened
 from relay.moderation.moderator_secret import BadKey, ModeratorPublic
-from relay.moderation.rest import rest
 from relay.part import Part
 from relay.remote import Remote, SpeaksSigned
 from relay.rooms.rooms import Rooms

@@ -17,13 +17,12 @@ from typing import Any
 import orjson
 import structlog
 
-from relay.clock import HOUR, MINUTE, SECOND, Clock
+from relay.clock import HOUR, MINUTE, SECOND, Clock, rest
 from relay.config.hooks import WebhookTarget
 from relay.db import Database, Query, Row, Tx
 from relay.errors import NotFound, RemoteError
 from relay.moderation import signatures
 from relay.moderation.acts import Act
-from relay.moderation.rest import rest
 from relay.part import Part
 from relay.remote import Posts
 from relay.tables import Schema, Table

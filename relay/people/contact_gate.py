@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import structlog
 
-from relay.clock import HOUR, MINUTE, SECOND, Clock
+from relay.clock import HOUR, MINUTE, SECOND, Clock, rest
 from relay.config.contact import Contact, InvitesFrom
 from relay.db import Database, Query, Tx
 from relay.doors import OpenDoors
@@ -330,13 +330,7 @@ class ContactGate(Part, OpenDoors):
             wait_ms = await self._expire()
             if self._news:
                 continue
-            waiting = asyncio.ensure_future(self._woken.wait())
-            sleeping = asyncio.ensure_future(self._clock.sleep(wait_ms / SECOND))
-            try:
-                await asyncio.wait([waiting, sleeping], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                waiting.cancel()
-                sleeping.cancel()
+            await rest(self._clock, self._woken, wait_ms / SECOND)
 
     async def _follow(self, user_id: str, room_id: str) -> None:
         if self._rooms.membership(room_id, user_id) == "invite":

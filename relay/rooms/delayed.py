@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 from weakref import WeakValueDictionary
 
 import orjson
 
-from relay.clock import DAY, HOUR, SECOND, Clock
+from relay.clock import DAY, HOUR, SECOND, Clock, rest
 from relay.db import Database, Query, Tx
 from relay.errors import ApiError, Forbidden, InvalidParam, LimitExceeded, MissingParam, NotAllowed, NotFound
 from relay.ids import random_string
@@ -274,7 +273,7 @@ class DelayedEvents(Part):
             if rows:
                 following = now + RETRY_MS
             wait = SWEEP_SECONDS if following is None else min(SWEEP_SECONDS, (following - now) / SECOND)
-            await self._until_changed(wait)
+            await rest(self._clock, self._changed, wait)
 
     async def _deliver(self, delay_id: str) -> bool:
         """False where it is the server's own trouble, such as a full disk: then it is tried again."""
@@ -296,16 +295,6 @@ class DelayedEvents(Part):
                     one, CANCELLED, error=Forbidden(f"The room does not allow this: {refused.reason}.").body()
                 )
         return True
-
-    async def _until_changed(self, seconds: float) -> None:
-        tasks = [asyncio.ensure_future(self._changed.wait()), asyncio.ensure_future(self._clock.sleep(seconds))]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
 
     async def _sweep(self) -> None:
         with self._db.write() as tx:

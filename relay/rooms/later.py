@@ -14,7 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from relay.clock import DAY, HOUR, MINUTE, SECOND, Clock
+from relay.clock import DAY, HOUR, MINUTE, SECOND, Clock, rest
 from relay.db import Database, Query, Row
 from relay.errors import ApiError, Forbidden, RemoteError
 from relay.part import Finding, Part
@@ -141,13 +141,7 @@ class Later(Part):
         seconds = LONGEST_SLEEP_SECONDS
         if due is not None:
             seconds = min(seconds, max(1.0, (due - self._clock.now()) / SECOND))
-        sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
-        news = asyncio.ensure_future(self._news.wait())
-        try:
-            await asyncio.wait([sleeping, news], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleeping.cancel()
-            news.cancel()
+        await rest(self._clock, self._news, seconds)
 
     async def _try(self, row: Row) -> None:
         event_id, room_id, origin, raw, marks, redacts, came_ts, wait_ms = row

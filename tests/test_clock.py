@@ -1,0 +1,39 @@
+"""How loops rest: woken or timed, and ended at whatever moment they are told to."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from relay.clock import SystemClock, rest
+
+TURNS = 12
+
+
+@pytest.mark.parametrize("turns", range(TURNS))
+async def test_a_loop_that_was_just_woken_ends_when_it_is_told_to(turns: int) -> None:
+    """However many turns of the event loop lie between the call that wakes it and the word to end."""
+    woken = asyncio.Event()
+
+    async def loop() -> None:
+        while True:
+            woken.clear()
+            await rest(SystemClock(), woken, 3600)
+
+    running = asyncio.ensure_future(loop())
+    await asyncio.sleep(0.01)
+    woken.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    running.cancel()
+    done, _ = await asyncio.wait({running}, timeout=5)
+    try:
+        assert done and running.cancelled(), "it ends, and does not take the word for its own tasks'"
+    finally:
+        running.cancel()
+
+
+async def test_its_time_comes_without_a_call() -> None:
+    async with asyncio.timeout(5):
+        await rest(SystemClock(), asyncio.Event(), 0.01)
