@@ -33,6 +33,8 @@ WRAP_BYTES = 32 + envelope.DEK_BYTES + 16
 SWEEP_EVERY_SECONDS = 600.0
 REMOVED_WAIT = DAY
 
+OPERATOR = "operator"
+
 _KEPT = "until the case's retention is over"
 
 
@@ -218,8 +220,10 @@ class Envelopes(Part):
         return await self.persons_of() if self.persons_of is not None else {}
 
     async def take_wraps(self, envelope_id: str, wraps: Mapping[str, object], actor: str) -> int:
-        """From a moderator who opened it. Only for keys that count, and none is replaced. Raises NotFound, InvalidParam."""
+        """From a moderator who could open it, or the operator. Only for keys that count, and none is replaced. Raises NotFound,
+        InvalidParam."""
         counting = {one.key_id: one for one in await self._keys.recipients()}
+        own = [key_id for key_id, one in counting.items() if one.user_id == actor]
         excluded = await self.excluded()
         given = {key_id: _wrap(value) for key_id, value in list(wraps.items())[: envelope.MAX_KEYS]}
 
@@ -229,6 +233,9 @@ class Envelopes(Part):
             row = query.one("SELECT case_id FROM envelopes WHERE envelope_id = $1 AND length(body) > 0", envelope_id)
             if row is None or actor in excluded.get(row[0], ()):  # whoever it is about must not learn that it is there
                 raise NotFound("There is no such envelope, or it is forgotten.")
+            if actor != OPERATOR and not any(query.value(_HAS_WRAP, envelope_id, key_id) for key_id in own):
+                # It could be nothing that opens, and would stand in the place of what does.
+                raise InvalidParam("You have no key that opens this. Wraps come from somebody who opened it.")
             for key_id, wrap in given.items():
                 if key_id not in counting or counting[key_id].user_id in excluded.get(row[0], ()):
                     raise InvalidParam("A wrap is for a key that may not open this case. Read the list of keys again.")
@@ -251,7 +258,7 @@ class Envelopes(Part):
         return {"moderator.unwrapped": self.unwrapped, "moderator.rewrap": self._rewrap}
 
     async def _rewrap(self, envelope_id: str, wraps: dict[str, Any]) -> int:
-        return await self.take_wraps(envelope_id, wraps, "operator")
+        return await self.take_wraps(envelope_id, wraps, OPERATOR)
 
     async def check(self) -> list[dict[str, str]]:
         """Findings for `relay check`: cases that a key which counts can't open yet."""
@@ -284,14 +291,30 @@ class Envelopes(Part):
         yield Route("POST", "/_relay/safety/v1/envelopes/{envelope_id}/wraps", self._post_wraps)
 
     async def _get_unwrapped(self, request: Request) -> Answer:
-        await self._keys.require_moderator(request.user_id)
-        found, about = await self.unwrapped(request.params["key_id"]), await self.excluded()
-        return {"envelopes": [one for one in found if request.user_id not in about.get(one["case_id"], ())]}
+        user_id = await self._keys.require_session(request)
+        key_id = await self._keys.require_own(user_id, request.params["key_id"])
+        return {"envelopes": await self.unwrapped_for(user_id, key_id)}
+
+    async def unwrapped_for(self, user_id: str, key_id: str) -> list[dict[str, Any]]:
+        """`unwrapped`, without what is about herself; that she fetched it stands in the log."""
+        about = await self.excluded()
+        found = [one for one in await self.unwrapped(key_id) if user_id not in about.get(one["case_id"], ())]
+        if found and self._audit_log is not None:
+            with self._db.write() as tx:
+                for case_id in sorted({one["case_id"] for one in found}):
+                    self._audit_log.record(
+                        tx, actor=user_id, action="evidence.fetched", target=case_id, reason_code="rewrap", case_id=case_id
+                    )  # fmt: skip
+            await tx
+        return found
 
     async def _post_wraps(self, request: Request) -> Answer:
-        await self._keys.require_moderator(request.user_id)
+        user_id = await self._keys.require_session(request)
         wraps = get_object(request.json(), "wraps")
-        return {"added": await self.take_wraps(request.params["envelope_id"], wraps, request.user_id)}
+        return {"added": await self.take_wraps(request.params["envelope_id"], wraps, user_id)}
+
+
+_HAS_WRAP = "SELECT 1 FROM envelope_wraps WHERE envelope_id = $1 AND key_id = $2"
 
 
 def _wrap(value: object) -> bytes:

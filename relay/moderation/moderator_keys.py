@@ -99,17 +99,21 @@ class ModeratorKeys(Part):
         self._server_name = server_name
         self._users = users
         self._audit_log = audit_log
-        # All versions, oldest first; `take` is the only write, and drops it.
+        # All versions, oldest first; `take` is the only write, and drops it. What was read before that is not remembered.
         self._known: list[KeyList] | None = None
+        self._drops = 0
         self.on_change: list[OnChange] = []
 
     # --- the list
 
     async def chain(self) -> list[KeyList]:
-        if self._known is None:
+        known = self._known
+        while known is None:
+            drops = self._drops
             rows = await self._db.read(lambda query: query.all("SELECT statement FROM key_lists ORDER BY seq"))
-            self._known = [key_list.read(orjson.loads(row[0])) for row in rows]
-        return self._known
+            if drops == self._drops:
+                known = self._known = [key_list.read(orjson.loads(row[0])) for row in rows]
+        return known
 
     async def current(self) -> KeyList | None:
         chain = await self.chain()
@@ -188,6 +192,7 @@ class ModeratorKeys(Part):
                 raise InvalidParam(f"There is no open account {one.user_id} here. Make it first: relay user add NAME")
 
     def _forget_known(self) -> None:
+        self._drops += 1
         self._known = None
 
     def _today(self) -> int:
@@ -238,6 +243,21 @@ class ModeratorKeys(Part):
     async def require_moderator(self, user_id: str) -> None:
         if not await self.is_moderator(user_id):
             raise Forbidden("This is for moderators. The operator adds one with: relay moderator add NAME")
+
+    async def require_session(self, request: Request) -> str:
+        """A moderator who called herself: no bridge or bot moderates in somebody's name. Her user ID."""
+        if request.who.service:
+            raise Forbidden("A service moderates for nobody. Use a session of the moderator's own.")
+        await self.require_moderator(request.user_id)
+        return request.user_id
+
+    async def require_own(self, user_id: str, key_id: str) -> str:
+        """Whoever tries another's key could spoil the test that she is just answering. Raises Forbidden."""
+        current = await self.current()
+        listed = current.find(key_id) if current is not None else None
+        if listed is None or listed.user_id != user_id:
+            raise Forbidden("This key is not yours in the relay's list. Put in the one that was made for you.")
+        return key_id
 
     # --- that a key still opens something
 
@@ -350,21 +370,21 @@ class ModeratorKeys(Part):
         yield Route("POST", f"{PATH}/{{key_id}}/test", self._post_test)
 
     async def _get(self, request: Request) -> Answer:
-        await self.require_moderator(request.user_id)
+        await self.require_session(request)
         return await self._chain_json()
 
     async def _post(self, request: Request) -> Answer:
-        await self.require_moderator(request.user_id)
-        after = await self.take(request.json(), request.user_id)
+        after = await self.take(request.json(), await self.require_session(request))
         return {"seq": after.seq, "digest": after.digest}
 
+    async def _own(self, request: Request) -> str:
+        return await self.require_own(await self.require_session(request), request.params["key_id"])
+
     async def _get_test(self, request: Request) -> Answer:
-        await self.require_moderator(request.user_id)
-        return await self.test(request.params["key_id"])
+        return await self.test(await self._own(request))
 
     async def _post_test(self, request: Request) -> Answer:
-        await self.require_moderator(request.user_id)
-        await self.tested(request.params["key_id"], get_string(request.json(), "answer"))
+        await self.tested(await self._own(request), get_string(request.json(), "answer"))
         return {}
 
 

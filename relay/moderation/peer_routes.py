@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import orjson
-
 from relay.accounts.users import Users
 from relay.clock import DAY, Clock
-from relay.db import Database, Tx
+from relay.db import Database, Query, Tx
 from relay.errors import BadJson, Forbidden, InvalidParam, LimitExceeded, NotFound
 from relay.ids import server_of
 from relay.moderation import case_rules as rules
@@ -24,16 +23,17 @@ from relay.moderation import notice_words as words
 from relay.moderation.acts import MEASURES
 from relay.moderation.appeals import Appeals
 from relay.moderation.audit_log import AuditLog
-from relay.moderation.case_rows import WORDS_SEALED, Case
+from relay.moderation.case_rows import WORDS_NOT_KEPT, WORDS_SEALED, Case, by_id
 from relay.moderation.cases import Cases
 from relay.moderation.decisions import Decisions
+from relay.moderation.envelope import MIN_KEYS
 from relay.moderation.envelopes import Envelopes, Sealed
 from relay.moderation.freeze import Freeze
 from relay.moderation.links import Links
-from relay.moderation.moderator_keys import ModeratorKeys
+from relay.moderation.moderator_keys import CLOCK_TOLERANCE, ModeratorKeys
 from relay.moderation.notices import Notices
-from relay.moderation.peers import BASE, CASE_ID, Peers, envelope_of
-from relay.moderation.statements import is_reason_code
+from relay.moderation.peers import BASE, CASE_ID, Peers, SaidBefore, envelope_of
+from relay.moderation.statements import is_reason_code, shared_reason
 from relay.part import Part
 from relay.protocol.signing import SigningKey, sign_json
 from relay.rooms.rooms import Rooms
@@ -103,10 +103,10 @@ class PeerRoutes(Part):
     # --- forwarded reports
 
     async def _get_keys(self, request: Request) -> Answer:
+        """The same for everybody: a list without one person's key would tell who moderates here."""
         self._peers.require_forwarding()
-        about = request.query.get("about")
-        recipients = await self._keys.recipients((about,) if about else ())
-        if len(recipients) < 2:
+        recipients = await self._keys.recipients()
+        if len(recipients) < MIN_KEYS:
             raise NotFound("The moderators of this server have no keys to which anything could be sealed.")
         name = self._users.server_name
         answer = {"server": name, "ts": self._clock.now(), "keys": [one.public.text for one in recipients]}
@@ -123,69 +123,77 @@ class PeerRoutes(Part):
         if room is None or stored is None or stored.event.room_id != room_id or origin not in room.servers:
             raise NotFound("This event does not lie here, or your server is not in its room.")
         sender = stored.event.sender
-        counting = {one.key_id for one in await self._keys.recipients((sender,))}
-        if len(counting & set(envelope.wraps)) < 2 or set(envelope.wraps) - counting:
+        counting = {one.key_id: one.user_id for one in await self._keys.recipients()}
+        if len(envelope.wraps) < MIN_KEYS or set(envelope.wraps) - set(counting):
             raise InvalidParam(
                 "Seal it to all keys that this server publishes now, and to no others. Ask for them again."
             )
-        await self._require_few(origin)
+        # The named person opens nothing of it. Where too few others are left, nothing of it is kept, and the answer is the same:
+        # it does not tell who moderates here.
+        envelope = replace(
+            envelope, wraps={key_id: wrap for key_id, wrap in envelope.wraps.items() if counting[key_id] != sender}
+        )
+        kept = len(envelope.wraps) >= MIN_KEYS
         # Sent from an account here: only then its proof can be judged like one of ours.
         local = self._users.is_local(sender) and stored.local
         case = self._cases.new(
             case_id=envelope.case_id, kind="forwarded", category="other", peer=origin, user_id=sender, room_id=room_id,
-            event_id=event_id, seen=(event_id,), words=WORDS_SEALED, disclosure="undisclosed" if local else "needs_human",
+            event_id=event_id, seen=(event_id,), words=WORDS_SEALED if kept else WORDS_NOT_KEPT,
+            disclosure="undisclosed" if local else "needs_human",
         )  # fmt: skip
-        known = await self._db.read(
-            lambda query: query.value(
+
+        def require_new(query: Query) -> None:
+            self._still_few(query, origin)
+            if query.value(
                 "SELECT 1 FROM forwards WHERE (event_id = $1 AND server = $2 AND incoming = 1) OR forward_id = $3 "
                 "UNION SELECT 1 FROM cases WHERE case_id = $3",
                 event_id,
                 origin,
                 envelope.case_id,
-            )
-        )
-        if known:
-            raise rules.NotNow("This event was forwarded already. One bundle for each event is taken.")
+            ):
+                raise rules.NotNow("This event was forwarded already. One bundle for each event is taken.")
+
         with self._db.write() as tx:
+            tx.call(require_new)
             self._cases.open(tx, case)
-            self._envelopes.store(tx, Sealed(secrets.token_hex(16), "forward", envelope), actor="peer")
+            if kept:
+                self._envelopes.store(tx, Sealed(secrets.token_hex(16), "forward", envelope), actor="peer")
             self._freeze.hold(tx, case.case_id, [event_id])
             self._peers.note(tx, envelope.case_id, case.case_id, origin, event_id, incoming=True)
         await tx
         return {}
 
-    async def _require_few(self, origin: str) -> None:
+    def _still_few(self, query: Query, origin: str) -> None:
+        """Inside the write: many at the same moment must not all find that there are few. Raises LimitExceeded."""
         since = self._clock.now() - DAY
-        number = await self._db.read(
-            lambda query: query.value("SELECT count(*) FROM cases WHERE created_ts > $1 AND peer = $2", since, origin)
-        )
-        if number >= MAX_A_DAY:
+        if query.value("SELECT count(*) FROM cases WHERE created_ts > $1 AND peer = $2", since, origin) >= MAX_A_DAY:
             raise LimitExceeded(DAY / 1000)
 
     async def _put_answer(self, request: Request) -> Answer:
-        """What they decided about a report that we forwarded."""
-        told = _told(request.json())
-        row = await self._db.read(
-            lambda query: query.one(
-                "SELECT case_id FROM forwards WHERE forward_id = $1 AND server = $2 AND incoming = 0",
-                request.params["caseId"],
-                request.origin,
-            )
+        """What they decided about a report that we forwarded. Sent once more, it changes nothing and tells nobody again."""
+        body, forward_id, origin = request.json(), request.params["caseId"], request.origin
+        told = {**_told(body), "decided": self._moment(body)}
+        case_id = await self._db.read(
+            lambda query: query.value("SELECT case_id FROM forwards WHERE forward_id = $1", forward_id)
         )
-        if row is None:
+        if case_id is None:
             raise NotFound("No such report was forwarded to your server.")
-        case = await self._cases.get(row[0])
+        case = await self._cases.get(case_id)
         with self._db.write() as tx:
-            tx.run(
-                "UPDATE forwards SET answer = $2 WHERE forward_id = $1",
-                request.params["caseId"],
-                orjson.dumps(told).decode(),
-            )
-            self._record(tx, "peer.answered", request.origin, case.case_id, told["reason_code"])
+            tx.call(lambda query: self._peers.take_answer(query, forward_id, origin, told))
+            self._record(tx, "peer.answered", origin, case.case_id, told["reason_code"])
             for happened in self._cases.on_change:
                 happened(tx, "report.peer_answered", case)
-        await tx
+        with suppress(SaidBefore):
+            await tx
         return {}
+
+    def _moment(self, body: dict[str, Any]) -> int:
+        """When they decided, by their clock; never in a future that would outlast every later answer. Raises InvalidParam."""
+        decided = body.get("decided")
+        if type(decided) is not int or not 0 < decided <= self._clock.now() + CLOCK_TOLERANCE:
+            raise InvalidParam("The key decided is when it was decided, in milliseconds, and not later than now.")
+        return decided
 
     # --- decisions about people of ours
 
@@ -197,14 +205,21 @@ class PeerRoutes(Part):
         if not await self._shares_room(user_id, origin):
             raise Forbidden("Your server shares no room with this person.")
         before = await self._known(case_id)
-        if before is not None and (before.kind != "elsewhere" or before.peer != origin or before.user_id != user_id):
-            raise InvalidParam("This case is another one here.")
-        if before is None:
-            await self._require_few(origin)
-        elif len(await self._decisions.of_case(case_id)) >= MAX_DECISIONS_OF_CASE:
-            raise LimitExceeded(DAY / 1000)
         now = self._clock.now()
+
+        def require_takeable(query: Query) -> None:
+            known = by_id(query, case_id)
+            if known is None:
+                self._still_few(query, origin)
+            elif known.kind != "elsewhere" or known.peer != origin or known.user_id != user_id:
+                raise InvalidParam("This case is another one here.")
+            elif query.value("SELECT count(*) FROM decisions WHERE case_id = $1", case_id) >= MAX_DECISIONS_OF_CASE:
+                raise LimitExceeded(DAY / 1000)
+            if (known is None) != (before is None):
+                raise rules.NotNow("The same decision is just being taken. Send it once more.")
+
         with self._db.write() as tx:
+            tx.call(require_takeable)
             if before is None:
                 case = self._cases.new(
                     case_id=case_id, kind="elsewhere", category="other", peer=origin, user_id=user_id
@@ -277,7 +292,7 @@ def _told(body: dict[str, Any]) -> dict[str, Any]:
         raise BadJson("The verdict is upheld or reversed.")
     return {
         "measures": measures,
-        "reason_code": reason_code,
+        "reason_code": shared_reason(reason_code),
         "automated": get_bool(body, "automated", False),
         "verdict": verdict,
     }

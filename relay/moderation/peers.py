@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
+import orjson
 import structlog
 
 from relay.clock import DAY, MINUTE, Clock, rest
 from relay.db import Database, Query, Tx
-from relay.errors import ApiError, Forbidden, InvalidParam, RemoteError
+from relay.errors import ApiError, Forbidden, InvalidParam, LimitExceeded, NotFound, RemoteError
 from relay.ids import is_server_name, server_of
 from relay.moderation import case_rules as rules
 from relay.moderation.audit_log import AuditLog
@@ -44,9 +45,15 @@ TRIED_FOR_MS = DAY
 RETRY_MS = 5 * MINUTE
 LOOK_EVERY_SECONDS = 60.0
 MAX_AT_ONCE = 50
+# Of one forwarded report: the decision, and what objections to it change.
+MAX_ANSWERS = 5
 PENDING, TOLD, REFUSED, NOT_REACHED = "pending", "told", "refused", "not reached"
 _KEPT = "until the retention of the case is over"
 _READ = "The server where this was decided did not answer, so its reasons can't be shown now. Try again later."
+
+
+class SaidBefore(Exception):
+    """The same once more, such as a repetition whose answer was lost: nothing happens, and it is no fault."""
 
 
 class Peers(Part):
@@ -64,6 +71,7 @@ class Peers(Part):
                     "incoming": ("whether it came from there", _KEPT),
                     "sent_ts": ("when", _KEPT),
                     "answer": ("what they decided, as words of fixed lists", _KEPT),
+                    "answers": ("how often they have answered", _KEPT),
                 },
             ),
         ),
@@ -72,6 +80,9 @@ class Peers(Part):
             CREATE TABLE forwards (forward_id TEXT PRIMARY KEY, case_id TEXT NOT NULL, server TEXT NOT NULL, event_id TEXT NOT NULL,
                 incoming SMALLINT NOT NULL, sent_ts BIGINT NOT NULL, answer TEXT, UNIQUE (event_id, server, incoming));
             CREATE INDEX forwards_of_case ON forwards (case_id)
+            """,
+            """
+            ALTER TABLE forwards ADD COLUMN answers SMALLINT NOT NULL DEFAULT 0
             """,
         ),
     )
@@ -109,13 +120,13 @@ class Peers(Part):
         if not self._forwarding:
             raise Forbidden("This server hands no reports to others and takes none (moderation.forwarding is off).")
 
-    async def keys_of(self, server: str, about: str | None = None) -> list[ModeratorPublic]:
-        """The public keys of its moderators, signed by it; without those of `about`. Raises RemoteError, ApiError."""
+    async def keys_of(self, server: str) -> list[ModeratorPublic]:
+        """The public keys of its moderators, signed by it. That somebody looks is all they learn: whom it is about they are told
+        with the report, and leave out her key themselves. Raises RemoteError, ApiError."""
         if not is_server_name(server):
             raise InvalidParam("This is not a server name.")
-        target = f"{BASE}/keys" + (f"?about={quote(about, safe='')}" if about else "")
         answer = await self._speaks.get(
-            server, target, forced=True, most_bytes=MAX_ANSWER_BYTES, timeout=TIMEOUT_SECONDS
+            server, f"{BASE}/keys", forced=True, most_bytes=MAX_ANSWER_BYTES, timeout=TIMEOUT_SECONDS
         )
         if answer.get("server") != server or not await self._remote.verified_json(server, answer):
             raise RemoteError(server, 200, "its list of keys is not signed by it")
@@ -188,6 +199,27 @@ class Peers(Part):
             {"id": forward_id, "server": server, "event_id": event_id, "incoming": bool(incoming), "answer": answer}
             for forward_id, server, event_id, incoming, answer in rows
         ]
+
+    def take_answer(self, query: Query, forward_id: str, server: str, told: Mapping[str, Any]) -> None:
+        """In the write of it: their first answer, and a few later ones that say something else and are younger. Raises NotFound,
+        SaidBefore, NotNow, LimitExceeded."""
+        row = query.one(
+            "SELECT answer, answers FROM forwards WHERE forward_id = $1 AND server = $2 AND incoming = 0", forward_id, server
+        )  # fmt: skip
+        if row is None:
+            raise NotFound("No such report was forwarded to your server.")
+        before, number = orjson.loads(row[0]) if row[0] else None, row[1]
+        if before is not None and before == told:
+            raise SaidBefore
+        if before is not None and told["decided"] <= before.get("decided", 0):
+            raise rules.NotNow("You have answered this report already, and not earlier than this. Nothing was changed.")
+        if number >= MAX_ANSWERS:
+            raise LimitExceeded(DAY / 1000)
+        query.run(
+            "UPDATE forwards SET answer = $2, answers = answers + 1 WHERE forward_id = $1",
+            forward_id,
+            orjson.dumps(told).decode(),
+        )
 
     def forget(self, tx: Tx, case_id: str) -> None:
         tx.run("DELETE FROM forwards WHERE case_id = $1", case_id)

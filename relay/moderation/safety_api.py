@@ -332,7 +332,7 @@ class SafetyApi(Part):
     async def _peer_keys(self, request: Request) -> Answer:
         await self._tokens.require(request, "federation:write")
         server = request.params["server"]
-        keys = await self._peers.keys_of(server, request.query.get("about"))
+        keys = await self._peers.keys_of(server)
         return {"server": server, "keys": [{"key_id": one.key_id, "public": one.text} for one in keys]}
 
     # --- log and figures

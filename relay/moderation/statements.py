@@ -28,8 +28,18 @@ _KEYS = frozenset(
 )  # fmt: skip
 
 
+# What is believed of another server's reason codes; its other words are theirs, and kept nowhere here.
+SHARED_REASONS = frozenset(
+    {"harassment", "threat", "ncii", "minor", "spam", "fraud", "other", "house_rules", "law", "abuse_of_reports", "protection", "mistake"}
+)  # fmt: skip
+
+
 def is_reason_code(text: str) -> bool:
     return _REASON_CODE.match(text) is not None
+
+
+def shared_reason(text: str) -> str:
+    return text if text in SHARED_REASONS else "other"
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,9 +41,8 @@ class DeskForwarding:
 
     async def peer_keys(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
         self._peers.require_forwarding()
-        about = form.text("about", MAX_ID)
         try:
-            keys = await self._peers.keys_of(form.required("server", MAX_SERVER, "the server"), about or None)
+            keys = await self._peers.keys_of(form.required("server", MAX_SERVER, "the server"))
         except RemoteError as no:
             raise ApiError(
                 f"The server {no.server} gave no keys of its moderators. Try again later.", status=502

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from relay.clock import Clock
-from relay.errors import Forbidden
 from relay.moderation.envelopes import Envelopes
 from relay.moderation.moderator_keys import TEST_EVERY, ModeratorKeys
 from relay.pages.forms import Form
@@ -54,12 +53,7 @@ class DeskKeys(Part):
         return {"lists": [dict(one.statement) for one in await self._keys.chain()]}
 
     async def _own(self, visit: Visit, form: Form) -> str:
-        key_id = form.required("key_id", MAX_KEY_ID, "the key")
-        current = await self._keys.current()
-        listed = current.find(key_id) if current is not None else None
-        if listed is None or listed.user_id != visit.user_id:
-            raise Forbidden("This key is not yours in the relay's list. Put in the one that was made for you.")
-        return key_id
+        return await self._keys.require_own(visit.user_id, form.required("key_id", MAX_KEY_ID, "the key"))
 
     async def _test(self, request: Request, visit: Visit, form: Form) -> Answer:
         return await self._keys.test(await self._own(visit, form))
@@ -70,9 +64,7 @@ class DeskKeys(Part):
 
     async def _unwrapped(self, request: Request, visit: Visit, form: Form) -> Answer:
         """What was sealed before some key counted, for her browser to wrap it."""
-        found = await self._envelopes.unwrapped(await self._own(visit, form))
-        about = await self._envelopes.excluded()
-        return {"envelopes": [one for one in found if visit.user_id not in about.get(one["case_id"], ())]}
+        return {"envelopes": await self._envelopes.unwrapped_for(visit.user_id, await self._own(visit, form))}
 
     async def _wraps(self, request: Request, visit: Visit, form: Form) -> Answer:
         wraps = parse_object(form.required("wraps", MAX_WRAPS, "the wraps").encode())

@@ -142,7 +142,8 @@ async def test_nothing_is_sealed_to_the_person_it_is_about_not_even_later(desk: 
     desk.town.clock.forward(hours=24)
     where = f"/_relay/safety/v1/keys/{desk.own.public.key_id}/unwrapped"
     assert {one["case_id"] for one in (await desk.alice.calls("GET", where))["envelopes"]} == {"case-2"}
-    assert not (await bob.calls("GET", where))["envelopes"]
+    his = where.replace(desk.own.public.key_id, hers.public.key_id)
+    assert not (await bob.calls("GET", his))["envelopes"]
     with pytest.raises(ApiError, match="no such envelope"):
         await desk.parts.envelopes.take_wraps(about["id"], {hers_too.public.key_id: to_base64(bytes(80))}, bob.id)
     with pytest.raises(ApiError, match="may not open this case"):
@@ -236,3 +237,30 @@ async def test_what_is_sealed_is_named_in_the_log_by_its_hash(desk: Desk) -> Non
     assert json.dumps(rows).count("a text") == 0
     with pytest.raises(ApiError, match="MiB"):
         await desk.parts.envelopes.prepare("case-1", "words", bytes(5 * 2**20))
+
+
+async def test_nobody_spoils_the_test_that_another_is_answering_nor_what_she_will_open(desk: Desk) -> None:
+    bob, hers, carol, carols = (
+        await desk.town.user("bob@one"), ModeratorSecret.make(), await desk.town.user("carol@one"), ModeratorSecret.make(),
+    )  # fmt: skip
+    await desk.adds(bob, hers)
+    desk.town.clock.forward(hours=24)
+    where = f"/_relay/safety/v1/keys/{desk.own.public.key_id}"
+    nonce = opened(await desk.alice.calls("GET", f"{where}/test"), desk.own)
+    for method, name, body in (("GET", "test", None), ("POST", "test", {"answer": "x"}), ("GET", "unwrapped", None)):
+        assert "not yours" in (await bob.is_refused(bob.calls(method, f"{where}/{name}", body))).text
+    await desk.alice.calls("POST", f"{where}/test", {"answer": to_base64(proof_of(nonce))})
+
+    # Whoever can't open an envelope puts nothing in the place of what would open it; what is fetched to rewrap is logged.
+    old = await desk.seals("case-1", b"before his key counted")
+    await desk.adds(carol, carols)
+    desk.town.clock.forward(hours=24)
+    assert old is not None
+    dan, dans = await desk.town.user("dan@one"), ModeratorSecret.make()
+    await desk.adds(dan, dans)
+    desk.town.clock.forward(hours=24)
+    wraps = {"wraps": {dans.public.key_id: to_base64(bytes(80))}}
+    refused = await carol.is_refused(carol.calls("POST", f"/_relay/safety/v1/envelopes/{old['id']}/wraps", wraps))
+    assert "no key that opens this" in refused.text
+    assert (await bob.calls("GET", f"/_relay/safety/v1/keys/{hers.public.key_id}/unwrapped"))["envelopes"]
+    assert ("evidence.fetched", bob.id, "rewrap") in [(e["action"], e["actor"], e["reason_code"]) for e in await log(desk)]

@@ -201,5 +201,100 @@ async def test_another_server_can_neither_flood_nor_guess_nor_write(town: Town) 
         await asks.send(here.house.name, "PUT", f"{base}/decision/{number:022}", told, forced=True)
     assert (await refused("PUT", f"decision/{'y' * 22}", told)).status == 429
     for guess in ("answer/" + "z" * 22, "appeal/" + row["id"]):
-        assert (await refused("PUT", guess, {**told, "words": "x"})).status == 404
+        assert (await refused("PUT", guess, {**told, "words": "x", "decided": 1})).status == 404
     del session
+
+
+async def _forwarded(here: Desk, there: Desk, alice: Person, room: str, said: str, session: Session) -> tuple[str, str]:
+    """Handed over; (the case here, its name between the two)."""
+    await reports(alice, room, said)
+    work = casework(here.house)
+    link = await work.links.look(token_in(await hears(alice, "Your report has the number")))
+    await work.reports.attach_proof(link, alice.id, disclosure(Item(said, 0, session.prk(0))))
+    await work.reports.consent(link, alice.id, True)
+    [case] = await here.queue()
+    [item] = (await here.reads(case["id"]))["evidence"][0]["items"]
+    _, to = bundle.read_recipients(await here.asks("GET", f"peers/{path(there.house.name)}/keys"))
+    body = {"event_id": said, "envelope": bundle.sealed_to(to, item).json()}
+    return case["id"], (await here.asks("POST", f"reports/{case['id']}/forward", body))["id"]
+
+
+async def test_an_answer_counts_once_and_later_ones_only_a_few_times(town: Town) -> None:
+    here, there = await desks(town, FORWARDING)
+    alice, _, room, said, session = await threatened(town)
+    case_id, forward_id = await _forwarded(here, there, alice, room, said, session)
+    assert there.house.server is not None and here.house.server is not None
+    asks = there.house.server.outbox._connections
+    now = town.clock.now()
+
+    async def answers(decided: object, *measures: str, reason_code: str = "spam") -> None:
+        body = {"measures": list(measures), "reason_code": reason_code, "decided": decided}
+        await asks.send(here.house.name, "PUT", f"/_relay/federation/v1/answer/{forward_id}", body, forced=True)
+
+    async def heard() -> int:
+        rows = (await here.asks("GET", f"reports/{case_id}"))["history"]
+        return len([one for one in rows if one["action"] == "peer.answered"])
+
+    for odd in (None, True, "now", now + 3_600_000, -1):
+        with pytest.raises(RemoteError, match="decided"):
+            await answers(odd, "lock")
+    for _ in range(3):
+        await answers(now - 1000, "lock", reason_code="you-are-ugly")
+    assert await heard() == 1, "said again, it is no news"
+    [forwarded] = (await here.asks("GET", f"reports/{case_id}"))["forwards"]
+    assert orjson.loads(forwarded["answer"])["reason_code"] == "other", "their own words are not kept"
+    with pytest.raises(RemoteError, match="not earlier"):
+        await answers(now - 2000)
+    assert orjson.loads(forwarded["answer"])["measures"] == ["lock"], "an older one that comes once more changes nothing"
+    for number in range(4):
+        await answers(now + number)
+    with pytest.raises(RemoteError) as no:
+        await answers(now + 10)
+    assert no.value.status == 429 and await heard() == 5, "nor can they call us for ever"
+
+
+async def test_nobody_learns_whom_we_look_at_nor_who_moderates(town: Town) -> None:
+    here, there = await desks(town, FORWARDING)
+    alice, bob, room, said, session = await threatened(town)
+    assert here.house.server is not None and there.house.server is not None
+    asked: list[str] = []
+    connections = here.house.server.outbox._connections
+    get = connections.get
+
+    async def listening(server: str, target: str, **more: Any) -> Any:
+        asked.append(target)
+        return await get(server, target, **more)
+
+    connections.get = listening  # type: ignore[method-assign]
+    where = f"peers/{path(there.house.name)}/keys"
+    keys = [await here.asks("GET", f"{where}{about}") for about in ("", f"?about={path(bob.id)}")]
+    assert asked == ["/_relay/federation/v1/keys"] * 2, "they hear that somebody asks, and nothing of whom"
+    assert keys[0] == keys[1]
+
+    # The other way round: Bob's server asks with and without the moderator's name, and hands over what she wrote.
+    base, asks = "/_relay/federation/v1/keys", there.house.server.outbox._connections
+    lists = [
+        (await asks.get(here.house.name, f"{base}{about}", forced=True))["keys"]
+        for about in ("", f"?about={path(here.person.id)}", f"?about={path(alice.id)}")
+    ]
+    assert lists[0] == lists[1] == lists[2] and len(lists[0]) == 2, "the answer does not tell who moderates"
+    shared = await here.person.creates_room(with_=bob)
+    hers, hers_too = [await here.person.sends(shared, session.says(shared, "words")) for _ in range(2)]
+    from_alice = await alice.sends(room, session.says(room, "words"))
+    assert await bob.sees(hers_too) and await bob.sees(from_alice)
+    _, to = bundle.read_recipients(await there.asks("GET", f"peers/{path(here.house.name)}/keys"))
+    for event_id, place in ((hers, shared), (from_alice, room)):
+        sealed = bundle.sealed_to(to, {"event_id": event_id, "index": 0, "prk": "A" * 43}).json()
+        body = {"event_id": event_id, "room_id": place, "envelope": sealed}
+        target = f"/_relay/federation/v1/forward/{sealed['case_id']}"
+        assert await asks.send(here.house.name, "PUT", target, body, forced=True) == {}, "the same answer for both"
+    assert [row["user_id"] for row in await here.queue()] == [alice.id], "she does not see what is about herself"
+    work = casework(here.house)
+    found, _ = await work.cases.queue(actor="operator")
+    [about_her] = [case for case in found if case.user_id == here.person.id]
+    assert about_her.words == 2 and not (await here.house.command("report.show", report=about_her.case_id))["proofs"]
+    held = await work.cases._db.read(
+        lambda query: query.value("SELECT count(*) FROM envelopes WHERE case_id = $1", about_her.case_id)
+    )
+    assert held == 0, "where nobody else could open it, it is not kept"
+    del said

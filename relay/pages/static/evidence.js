@@ -147,7 +147,7 @@ function forwardOffer(item) {
     }
     button.disabled = true;
     try {
-      const answer = await send("peer-keys", { server: serverOf(sender), about: sender });
+      const answer = await send("peer-keys", { server: serverOf(sender) });
       if (!answer.ok) throw new Error("Their relay gave no keys to seal to. It may take no reports; turn to its operator.");
       const keys = await Promise.all((await answer.json()).keys.map((one) => readPublic(one.public)));
       const name = toBase64(crypto.getRandomValues(new Uint8Array(16))).replace(/\+/g, "-").replace(/\//g, "_");
