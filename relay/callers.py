@@ -11,6 +11,7 @@ from typing import Protocol
 class Caller:
     """The session behind an access token. `session` is its row's number, for logout and for idempotency.
 
+    `admin` says whether she has that rank now: not while she is suspended, nor where a service acts for her.
     `service` is the application service that acts for this user, if one does: then there is no session (0), and a device
     only where it named one. `limited` False: its registration spares it the rate limits.
     """

@@ -388,28 +388,19 @@ class Server:
             Means(devices, account, moderated, sender, members, keeping),
             Ground(
                 appender, seal, key, settings.rooms.default_version, settings.base_url,
-                settings.moderation.outside_addresses, profiles, account_data, account, sessions, rooms_part, grace, copies, keeping,
+                settings.moderation.outside_addresses, profiles, account_data, account, devices, sessions, rooms_part, grace, copies, keeping,
                 remote, connections, settings.moderation.forwarding,
             ),
         )  # fmt: skip
         self._parts += moderation.parts
+        appservices.lend_no_powers(login, moderation.acting.persons)
         contact_gate.own_accounts.update(f"@{localpart}:{name}" for localpart in OWN_NAMES)
 
         # What a browser shows.
         pages = pages_assembled.assemble(
-            db,
-            clock,
-            limits,
-            users,
-            account,
-            doors,
-            contact_gate,
-            contact_links,
-            moderation,
-            keeping,
-            media.held,
+            db, clock, limits, users, account, devices, doors, contact_gate, contact_links, moderation, keeping, media.held,
             settings.public_base_url,
-        )
+        )  # fmt: skip
         self._parts += pages.parts
 
         routes = [
@@ -421,7 +412,8 @@ class Server:
         self.db, self.bell, self.rooms, self.outbox, self.moderation = db, bell, rooms, outbox, moderation
         self._closing = [passwords.close, media.store.close, copies.store.close, keyring.close]
         self._closing_later = [outward.close, to_gateways.close, to_webhooks.close, to_tools.close, lookups.close]
-        self._inspection = Inspection(db, rooms, self._parts, settings.privacy.seal, moderation.checks)
+        checks = (*moderation.checks, appservices.check)
+        self._inspection = Inspection(db, rooms, self._parts, settings.privacy.seal, checks)
         self.commands: Mapping[str, Command] = {
             **account.commands(),
             **tokens.commands(),

@@ -42,6 +42,8 @@ class Account(Part):
         self.on_deactivated: list[OnDeactivated] = []
         # Called with the write and the user whose password changes.
         self.on_password_changed: list[Callable[[Tx, str], None]] = []
+        # Called with the write and the user who is no administrator any more.
+        self.on_rank_lost: list[Callable[[Tx, str], None]] = []
         # Leaves all rooms of a user; the server sets it. Called again until it returns.
         self.leave_rooms: Callable[[str], Awaitable[None]] | None = None
         self._somebody_leaves = asyncio.Event()
@@ -162,6 +164,8 @@ class Account(Part):
         with self._db.write() as tx:
             self._users.set_admin(tx, found.user_id, admin)
             self._note(tx, "admin" if admin else "undo.admin", found.user_id)
+            for told in () if admin else self.on_rank_lost:
+                told(tx, found.user_id)
             tx.after(lambda: self._sessions.forget(found.user_id))
         await tx
         return {"user_id": found.user_id, "admin": admin}

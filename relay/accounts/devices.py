@@ -77,6 +77,8 @@ class Devices(Part):
         self._sessions = sessions
         self._reauth = reauth
         self.on_device_deleted: list[OnDeviceDeleted] = []
+        # In the write with which somebody signs out everywhere: what else goes on in her name.
+        self.on_all_signed_out: list[Callable[[Tx, str], None]] = []
         # Called after the commit that made a device: (user, device).
         self.on_device_added: list[Callable[[str, str], None]] = []
         # Whether this is the public part of a cross-signing key of the user; `keys` sets it.
@@ -232,7 +234,11 @@ class Devices(Part):
         return {}
 
     async def _logout_all_route(self, request: Request) -> Answer:
-        await self.delete_all(request.user_id)
+        def tell(tx: Tx) -> None:
+            for told in self.on_all_signed_out:
+                told(tx, request.user_id)
+
+        await self.delete_all(request.user_id, also=tell)
         return {}
 
     async def _delete_known(self, user_id: str, device_ids: Collection[str]) -> None:

@@ -5,7 +5,7 @@ Spec: client-server-api/#legacy-login, #post_matrixclientv3login; application-se
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from relay.accounts.devices import Devices
@@ -32,6 +32,8 @@ class Login(Part):
         self._public_base_url = public_base_url
         # The server sets it to `Services` where there are application services.
         self.namespaces: Namespaces = NoNamespaces()
+        # Whether somebody has powers over others here; the server sets it.
+        self.moderates: Callable[[str], Awaitable[bool]] | None = None
 
     def routes(self) -> Iterable[Route]:
         yield Route("GET", "/_matrix/client/v3/login", self._flows_route, auth="none")
@@ -78,6 +80,15 @@ class Login(Part):
         user = await self._users.find(user_id)
         if user is None or user.deactivated:
             raise Forbidden(f"There is no open account {user_id}. Register it first, with the type {SERVICE_LOGIN}.")
+        if (
+            self.moderates is not None
+            and await self.moderates(user_id)
+            and not self.namespaces.is_itself(service, user_id)
+        ):
+            # Behind a session of hers stand all her powers, whoever opened it.
+            raise Exclusive(
+                f"{user_id} moderates here, so no service signs in as them. Take them out of its namespace."
+            )
         return user
 
     def signed_in(self, user_id: str, device_id: str, tokens: dict[str, Any]) -> dict[str, Any]:

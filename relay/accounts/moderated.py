@@ -155,11 +155,15 @@ class Moderated(Part):
         await tx
 
     async def set_suspended(self, user_id: str, suspended: bool, *, also: Callable[[Tx], None] | None = None) -> None:
+        def take() -> None:
+            self._restrained.take()
+            self._sessions.forget(user_id)  # an administrator has no rank meanwhile
+
         with self._db.write() as tx:
             self._users.set_suspended(tx, user_id, suspended)
             if also is not None:
                 also(tx)
-            tx.after(self._restrained.take)
+            tx.after(take)
         await tx
 
     async def change(self, actor: str, measure: str, user_id: str, on: bool) -> None:

@@ -30,6 +30,10 @@ class Namespaces(Protocol):
         ...
 
     def acts_for(self, service: str, user_id: str) -> bool: ...
+    def is_itself(self, service: str, user_id: str) -> bool:
+        """Whether this is the service's own user."""
+        ...
+
     def may_make(self, service: str, user_id: str) -> bool:
         """The same, for an account that is not there yet: another service may have the name for itself."""
         ...
@@ -44,6 +48,9 @@ class NoNamespaces:
         return False
 
     def acts_for(self, service: str, user_id: str) -> bool:
+        return False
+
+    def is_itself(self, service: str, user_id: str) -> bool:
         return False
 
     def may_make(self, service: str, user_id: str) -> bool:

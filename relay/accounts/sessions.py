@@ -59,9 +59,12 @@ class _Found:
     last_seen_day: int
     admin: int
     locked: int
+    suspended: int
 
     def caller(self) -> Caller:
-        return Caller(self.user_id, self.device_id, self.session, bool(self.admin), bool(self.locked))
+        # Whose account is suspended has no rank either, for as long.
+        rank = bool(self.admin) and not self.suspended
+        return Caller(self.user_id, self.device_id, self.session, rank, bool(self.locked))
 
 
 class Sessions(Part):
@@ -323,7 +326,7 @@ def _new_token(prefix: str) -> str:
 
 def _find(query: Query, digest: bytes) -> _Found | None:
     row = query.one(
-        "SELECT s.id, t.pair, s.pair, t.expires_ts, s.user_id, s.device_id, s.last_seen_day, u.admin, u.locked FROM session_tokens t"
+        "SELECT s.id, t.pair, s.pair, t.expires_ts, s.user_id, s.device_id, s.last_seen_day, u.admin, u.locked, u.suspended FROM session_tokens t"
         " JOIN sessions s ON s.id = t.session JOIN users u ON u.user_id = s.user_id"
         " WHERE t.hash = $1 AND t.kind = $2 AND u.deactivated = 0",
         digest,

@@ -70,6 +70,10 @@ class Services:
         one = self._by_id.get(service)
         return one is not None and self.owned(one, user_id)
 
+    def is_itself(self, service: str, user_id: str) -> bool:
+        one = self._by_id.get(service)
+        return one is not None and user_id == one.sender(self._server_name)
+
     def may_make(self, service: str, user_id: str) -> bool:
         others = any(one.id != service and one.users.hold_alone(user_id) for one in self.all)
         return self.acts_for(service, user_id) and not others
@@ -114,7 +118,10 @@ class Services:
                 errcode="M_UNKNOWN_DEVICE",
             )
         limited = one.rate_limited and user_id != sender
-        return Caller(user_id, device_id, 0, user.admin, user.locked, one.id, limited)
+        # A namespace lends names, not powers: whoever runs the service is no administrator, whomever it covers. Its own user may
+        # be made one by the operator, as Draupnir needs it.
+        rank = user.admin and user_id == sender and not user.suspended
+        return Caller(user_id, device_id, 0, rank, user.locked, one.id, limited)
 
     def _look(self, query: Query, user_id: str, device_id: str) -> tuple[accounts.User | None, bool]:
         has_device = not device_id or device_id in self._devices.ids(query, user_id)

@@ -314,6 +314,8 @@ class Actions(Part):
         if actor == waiting.act.actor:
             raise Forbidden("You have asked for this yourself: it needs the word of another moderator.")
         _require_not_about(waiting, actor)
+        if not await self._still_asked(waiting):
+            raise Forbidden("Whoever asked for this is no moderator any more, or suspended. Ask for it yourself.")
         if actor not in await self._persons.may_second(waiting.act.actor):
             raise Forbidden(
                 "A second person has been a moderator for 7 days and was here within the last 30. You can cancel it, though."
@@ -360,7 +362,9 @@ class Actions(Part):
             began, now = self._clock.monotonic(), self._clock.now()
             for waiting in await self.waiting():
                 with suppress(TakenBack, NotFound):  # a moderator was faster
-                    if waiting.due_ts is not None and waiting.due_ts <= now:
+                    if not await self._still_asked(waiting):
+                        await self.cancel(waiting.act_id, "rule:asker-moderates-no-more")
+                    elif waiting.due_ts is not None and waiting.due_ts <= now:
                         await self._begin(waiting, waiting.act.actor, waiting.act.measure)
                     elif waiting.due_ts is None and waiting.asked_ts + ASKED_KEPT_MS <= now:
                         await self.cancel(waiting.act_id, "rule:not-confirmed")
@@ -369,6 +373,10 @@ class Actions(Part):
             await self._end_what_is_over()
             await self._sweep()
             await rest(self._clock, self._woken, began + LOOK_EVERY_SECONDS - self._clock.monotonic())
+
+    async def _still_asked(self, waiting: WaitingAct) -> bool:
+        """What somebody asked for goes with her rank: it may have been taken because of what she did with it."""
+        return waiting.act.actor == OPERATOR or await self._persons.may_act(waiting.act.actor)
 
     async def _finish(self, waiting: WaitingAct) -> None:
         act, done, failed = waiting.act, 1, 0

@@ -296,7 +296,7 @@ class Appeals(Part):
         case = await self._cases.for_moderator(case_id, actor)
         if case.state not in (rules.APPEALED, rules.RE_REVIEW):
             raise rules.NotNow("Nobody objects to this decision now.")
-        moderators = await self._persons.moderators()
+        moderators = await self._persons.at_work()
         self._cases.require_decider(case, actor, moderators)
         decisions = await self._decisions.of_case(case_id)
         before = decisions[-1]

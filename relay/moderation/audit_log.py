@@ -179,6 +179,12 @@ class AuditLog(Part):
         tx.call(append)
         tx.after(self._woken.set)
 
+    def record_found(
+        self, query: Query, *, actor: str, action: str, target: str, reason_code: str, detail: Any = None
+    ) -> None:
+        """The same for a write that sees only in the database thread whether there is something to record."""
+        _append(query, self._clock.now(), actor, action, target, reason_code, None, False, detail)
+
     def forget(self, tx: Tx, target: str) -> None:
         """Destroys what the log says of this person or thing; the rows stay, unreadable in that part."""
 

@@ -332,7 +332,7 @@ class Cases(Part):
 
     async def moderators_for(self, user_id: str | None) -> list[str]:
         """Who may see a case about this person."""
-        return sorted(set(await self._persons.moderators()) - {user_id})
+        return sorted(set(await self._persons.at_work()) - {user_id})
 
 
 def _insert(query: Query, case: Case, weight: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay.accounts.account import Account
+from relay.accounts.devices import Devices
 from relay.accounts.users import Users
 from relay.callers import Sessions
 from relay.clock import Clock
@@ -64,6 +65,7 @@ class Ground:
     profiles: Profiles
     account_data: AccountData
     account: Account
+    devices: Devices
     sessions: Sessions
     rooms_part: RoomsPart
     grace: Grace
@@ -187,7 +189,13 @@ def assemble(
     decisions.on_decided += [appeals.keep_password, peers.decided]
     appeals.peers = peers
     keeping.forgets.append(peers.forget)
-    ground.account.on_password_changed.append(appeals.password_changed)
+    ground.account.on_password_changed += [
+        appeals.password_changed, lambda tx, user_id: tokens.end_all(tx, user_id, "password_changed"),
+    ]  # fmt: skip
+    ground.account.on_rank_lost.append(lambda tx, user_id: tokens.end_all(tx, user_id, "moderates_no_more"))
+    ground.account.on_deactivated.append(lambda tx, user_id, erase: tokens.end_all(tx, user_id, "account_closed"))
+    ground.devices.on_all_signed_out.append(lambda tx, user_id: tokens.end_all(tx, user_id, "signed_out"))
+    proving.keys.on_change.append(tokens.keys_changed)
     ground.account.on_deactivated.append(own_rooms.forget)
 
     def forget_in_log(tx: Tx, user_id: str, erase: bool) -> None:

@@ -191,7 +191,7 @@ class Decisions(Part):
             raise rules.NotNow("This report is decided with the case that it is joined to. Decide that one.")
         if case.state not in rules.UNDECIDED:
             raise rules.NotNow("This case is decided already. Whoever objects can have it looked at again.")
-        self._cases.require_decider(case, actor, await self._persons.moderators())
+        self._cases.require_decider(case, actor, await self._persons.at_work())
         return await self.record(case, actor, version, statement, automated=automated, beside=beside)
 
     async def record(

@@ -201,7 +201,7 @@ class Notices(Part):
         others hear of it each in her own."""
         if one.recipient != MODERATORS:
             return [(one.recipient, [one.recipient])] if await self._rooms.can_hear(one.recipient) else []
-        everybody = sorted(await self._persons.moderators())
+        everybody = sorted(await self._persons.at_work())
         if not everybody or case is None or case.user_id not in everybody:
             return [(MODERATORS, everybody)] if everybody else []
         return [(user_id, [user_id]) for user_id in everybody if user_id != case.user_id]

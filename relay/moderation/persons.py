@@ -35,6 +35,10 @@ class Persons:
     async def moderators(self) -> list[str]:
         return [one.user_id for one in await self._moderators()]
 
+    async def at_work(self) -> list[str]:
+        """Without those whose accounts are locked or suspended: they decide nothing, and are told nothing, for as long."""
+        return [one.user_id for one in await self._moderators() if not one.rests]
+
     async def is_moderator(self, user_id: str) -> bool:
         return any(one.user_id == user_id for one in await self._moderators())
 

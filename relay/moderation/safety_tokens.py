@@ -14,9 +14,10 @@ from typing import Any
 
 from relay.callers import Sessions
 from relay.clock import DAY, Clock
-from relay.db import Database, Tx
+from relay.db import Database, Query, Tx
 from relay.errors import Forbidden, InvalidParam, MissingToken, NotFound, UnknownToken, UserLocked
 from relay.moderation.audit_log import AuditLog
+from relay.moderation.key_list import KeyList
 from relay.moderation.persons import Persons
 from relay.part import Part
 from relay.tables import Schema, Table
@@ -162,6 +163,31 @@ class SafetyTokens(Part):
             "counts_from": now + COUNTS_AFTER,
             "expires": now + LASTS,
         }
+
+    # --- ending them
+
+    def end_all(self, tx: Tx, user_id: str, reason_code: str) -> None:
+        """Whoever ends all her sessions, changes her password or loses her rank wants nothing to go on in her name."""
+
+        def end(query: Query) -> None:
+            rows = query.all("DELETE FROM safety_tokens WHERE user_id = $1 RETURNING token_id, scopes", user_id)
+            for token_id, scopes in rows:
+                self._audit_log.record_found(
+                    query, actor=user_id, action="token.taken_back", target=token_id, reason_code=reason_code,
+                    detail={"scopes": scopes},
+                )  # fmt: skip
+
+        tx.call(end)
+
+    async def keys_changed(self, before: KeyList | None, after: KeyList) -> None:
+        """`ModeratorKeys.on_change`: of those who are no moderators any more."""
+        listed = {one.user_id for one in after.keys}
+        gone = {one.user_id for one in before.keys} - listed if before is not None else set()
+        if gone - set(await self._persons.moderators()):
+            with self._db.write() as tx:
+                for user_id in sorted(gone):
+                    self.end_all(tx, user_id, "moderates_no_more")
+            await tx
 
     def _record(self, tx: Tx, actor: str, action: str, token_id: str, scopes: str) -> None:
         self._audit_log.record(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from relay.accounts.account import Account
+from relay.accounts.devices import Devices
 from relay.accounts.users import Users
 from relay.clock import Clock
 from relay.db import Database
@@ -50,6 +51,7 @@ def assemble(
     limits: Limits,
     users: Users,
     account: Account,
+    devices: Devices,
     doors: Doors,
     gate: ContactGate,
     links: ContactLinks,
@@ -62,6 +64,7 @@ def assemble(
     frame = Frame(visits, clock, users.server_name, public_base_url)
     frame.is_moderator = moderation.proving.keys.is_moderator
     account.on_password_changed.append(visits.end_all)
+    devices.on_all_signed_out.append(visits.end_all)
     account.on_deactivated.append(lambda tx, user_id, erase: visits.end_all(tx, user_id))
     frame.menu += [
         Entry("/_relay/", "Account", ""),

@@ -263,4 +263,6 @@ async def test_nobody_spoils_the_test_that_another_is_answering_nor_what_she_wil
     refused = await carol.is_refused(carol.calls("POST", f"/_relay/safety/v1/envelopes/{old['id']}/wraps", wraps))
     assert "no key that opens this" in refused.text
     assert (await bob.calls("GET", f"/_relay/safety/v1/keys/{hers.public.key_id}/unwrapped"))["envelopes"]
-    assert ("evidence.fetched", bob.id, "rewrap") in [(e["action"], e["actor"], e["reason_code"]) for e in await log(desk)]
+    assert ("evidence.fetched", bob.id, "rewrap") in [
+        (e["action"], e["actor"], e["reason_code"]) for e in await log(desk)
+    ]

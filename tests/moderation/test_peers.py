@@ -245,7 +245,9 @@ async def test_an_answer_counts_once_and_later_ones_only_a_few_times(town: Town)
     assert orjson.loads(forwarded["answer"])["reason_code"] == "other", "their own words are not kept"
     with pytest.raises(RemoteError, match="not earlier"):
         await answers(now - 2000)
-    assert orjson.loads(forwarded["answer"])["measures"] == ["lock"], "an older one that comes once more changes nothing"
+    assert orjson.loads(forwarded["answer"])["measures"] == ["lock"], (
+        "an older one that comes once more changes nothing"
+    )
     for number in range(4):
         await answers(now + number)
     with pytest.raises(RemoteError) as no:
