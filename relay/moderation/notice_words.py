@@ -49,6 +49,8 @@ KEYS_CHANGED = "keys_changed"
 CHECKPOINT = "checkpoint"
 RESTORED = "restored"
 ANSWER_FROM_PEER = "answer_from_peer"
+FORM_BUSY = "form_busy"
+FORM_FULL = "form_full"
 
 SENTENCES: Mapping[str, str] = {
     RECEIVED: "Thank you. Your report has the number {number}. You will hear here what was decided. To add something to it, or "
@@ -79,6 +81,9 @@ SENTENCES: Mapping[str, str] = {
     KEYS_CHANGED: "The list of the moderators' keys has changed; this is its version {number}. It counts from a day later on: {link}",
     CHECKPOINT: "Audit log up to row {number}: {hash} signed by {key_id}: {signature}",
     RESTORED: "This relay was restored from a backup: the audit log goes on from row {number}. Acknowledge it: {link}",
+    FORM_BUSY: "{count} notices have come over the form for everybody within an hour: from now on it takes few of each place. {link}",
+    FORM_FULL: "{count} notices have come over the form for everybody within an hour, from many places: it takes no more until there "
+    "are fewer. Whoever is kept out hears it, and is asked to come back later. {link}",
     ANSWER_FROM_PEER: "The other server has answered what it decided about report {number}: {link}",
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """How a report comes in: the three endpoints of the standard, the form for people without an account, and what is added later.
 
-Every report is a row before the answer goes out, and the answer tells a stranger nothing: it is the same, after a wait of the
-same kind, for what does not exist and for what the reporter may not see. What the reporter writes is sealed to the
+Every report is a row before the answer goes out, and answer and notice tell a stranger nothing: both are the same, after a wait
+of the same kind, for what does not exist and for what she could not know herself. What the reporter writes is sealed to the
 moderators; where there is no key for that, it is not kept, and she is told so.
 Spec: client-server-api/#reporting-content. Checks of a proof: disclosure.py.
 """
@@ -9,6 +9,7 @@ Spec: client-server-api/#reporting-content. Checks of a proof: disclosure.py.
 from __future__ import annotations
 
 import random
+import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,9 @@ from relay.accounts.users import Users
 from relay.clock import HOUR, Clock
 from relay.db import Database, Query, Tx
 from relay.errors import ApiError, Forbidden, InvalidParam, LimitExceeded, TooLarge
-from relay.ids import is_event_id, is_room_id, is_user_id
+from relay.ids import is_event_id, is_room_id, is_server_name, is_user_id, localpart_of
 from relay.moderation import case_rules as rules
+from relay.moderation import form_limits
 from relay.moderation import notice_words as words
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.case_rows import NO_WORDS, WORDS_NOT_KEPT, WORDS_SEALED, Case, new_id
@@ -27,9 +29,11 @@ from relay.moderation.cases import Cases
 from relay.moderation.disclosure import Disclosures
 from relay.moderation.disclosure_form import KEY, MAX_BYTES, Disclosure, parse_disclosure
 from relay.moderation.envelopes import Envelopes
+from relay.moderation.form_limits import FormLimits
 from relay.moderation.freeze import Freeze
 from relay.moderation.links import Link, Links
 from relay.moderation.notices import Notices
+from relay.moderation.own_rooms import MODERATORS
 from relay.moderation.proof import Proof
 from relay.part import Part
 from relay.protocol.canonical import encode
@@ -40,12 +44,13 @@ MAX_REPORT_BYTES = MAX_BYTES + 64 * 1024
 MAX_WORDS = 10_000
 MAX_FORM_FIELD = 2_000
 MAX_AN_HOUR = 10
-MAX_FORMS_AN_HOUR = 60
 MAX_ANSWERS = 30
 # How long an answer waits at least and at most, so that its time tells nothing either.
 WAIT_SECONDS = (0.05, 0.25)
 MAX_ASKED = 1_000
 CATEGORY_KEY = "org.relay.category"
+_PERSON_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,128}\Z")
+_ROOM_NAME = re.compile(r"![A-Za-z0-9._~=+/\-]{1,64}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,8 @@ class Reports(Part):
         self._audit_log = audit_log
         self._outside = tuple(outside)
         self._warned: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._forms = FormLimits(clock)
+        self._told_of_forms: dict[str, int] = {}
         self._chance = random.SystemRandom()
         # How much a flag on this person moves the case up the queue, 0 to 100.
         self.weight: Callable[[str], Awaitable[int]] | None = None
@@ -130,17 +137,20 @@ class Reports(Part):
     async def _taken(self, request: Request, told: Told, *, about: str | None = None) -> Answer:
         reporter = request.user_id
         await self._require_few(reporter)
-        if await self._exists(reporter, told, about):
+        # From now on, not from when all is done: how long it took to look is nobody's business either.
+        answers_at = self._clock.monotonic() + self._chance.uniform(*WAIT_SECONDS)
+        if await self._is_for_her_to_report(reporter, told, about):
             await self.file(reporter, told, about)
-        await self._clock.sleep(self._chance.uniform(*WAIT_SECONDS))
+        await self._clock.sleep(answers_at - self._clock.monotonic())
         return {}
 
     async def _require_few(self, reporter: str) -> None:
         if await self._cases.reported_since(reporter, self._clock.now() - HOUR) >= MAX_AN_HOUR:
             raise LimitExceeded(HOUR / 1000)
 
-    async def _exists(self, reporter: str, told: Told, about: str | None) -> bool:
-        """Whether there is something that this person can report. What does not exist makes no row."""
+    async def _is_for_her_to_report(self, reporter: str, told: Told, about: str | None) -> bool:
+        """An event, if she was allowed to see it: what she was not makes no row, whether or not it exists. A room or a person, by
+        any name that could be one: whether they are known here is not for her to learn, so it makes no difference."""
         if told.kind == "event":
             if not is_room_id(told.room_id) or not isinstance(told.event_id, str) or len(told.event_id) > 255:
                 return False
@@ -149,10 +159,17 @@ class Reports(Part):
                 return False
             return await self._disclosures.may_report(reporter, told.event_id)
         if told.kind == "room":
-            return is_room_id(told.room_id) and await self._rooms.get(str(told.room_id)) is not None
-        if about is None or not is_user_id(about):
-            return False
-        return not self._users.is_local(about) or await self._users.exists(about)
+            return _may_be_a_room(told.room_id) or await self._rooms.get(str(told.room_id)) is not None
+        return is_user_id(about) and (_may_be_a_person(about) or bool(await self._rooms.rooms_of(str(about))))
+
+    async def known_here(self, case: Case) -> bool:
+        """For moderators: whether the room or the person that it is about is known on this server; of people elsewhere, nobody
+        knows."""
+        if case.kind == "room":
+            return case.room_id is not None and await self._rooms.get(case.room_id) is not None
+        if case.user_id is None or not self._users.is_local(case.user_id):
+            return True
+        return await self._users.exists(case.user_id)
 
     # --- filing
 
@@ -234,9 +251,11 @@ class Reports(Part):
 
     # --- the public form
 
-    async def notice(self, *, category: str, where: str, text: str, contact: str, good_faith: bool) -> str:
+    async def notice(
+        self, *, category: str, where: str, text: str, contact: str, good_faith: bool, address: str = ""
+    ) -> str:
         """From somebody without an account: `where` is what it is about, `contact` how to reach her. Returns a code with which
-        she reads the answer. Everything she wrote is sealed. Raises ApiError."""
+        she reads the answer. Everything she wrote is sealed; `address` is looked at in memory only. Raises ApiError."""
         rules.require_category(category)
         if not good_faith:
             raise InvalidParam("Confirm that what you say is true as far as you know.")
@@ -247,7 +266,7 @@ class Reports(Part):
             raise TooLarge(f"A notice has {MAX_WORDS} characters at most. Send the rest over the link that you get.")
         if not where.strip() or not text.strip():
             raise InvalidParam("Say what it is about (an address, a name) and what is wrong with it.")
-        await self._require_few_forms()
+        await self._admit_form(address)
         case = self._cases.new(case_id=new_id(), kind="notice", category=category, **_targets(where))
         excluded = (case.user_id,) if case.user_id is not None else ()
         sealed = await self._sealed(
@@ -255,7 +274,7 @@ class Reports(Part):
         )
         case = replace(case, words=WORDS_SEALED if sealed is not None else WORDS_NOT_KEPT)
         with self._db.write() as tx:
-            tx.call(lambda query: _still_few(query, case, MAX_FORMS_AN_HOUR))
+            tx.call(lambda query: _still_few(query, case, form_limits.OF_ALL))
             self._cases.open(tx, case)
             if sealed is not None:
                 self._envelopes.store(tx, sealed, actor="stranger")
@@ -263,13 +282,25 @@ class Reports(Part):
         await tx
         return token
 
-    async def _require_few_forms(self) -> None:
-        since = self._clock.now() - HOUR
-        number = await self._db.read(
-            lambda query: query.value("SELECT count(*) FROM cases WHERE created_ts > $1 AND kind = 'notice'", since)
-        )
-        if number >= MAX_FORMS_AN_HOUR:
-            raise LimitExceeded(HOUR / 1000)
+    async def _admit_form(self, address: str) -> None:
+        """Raises LimitExceeded. Moderators hear once an hour that the form is busy, or full."""
+        try:
+            self._forms.admit(address)
+        except LimitExceeded:
+            if self._forms.number >= form_limits.OF_ALL:
+                await self._tell_of_forms(words.FORM_FULL)
+            raise
+        if self._forms.number >= form_limits.BUSY:
+            await self._tell_of_forms(words.FORM_BUSY)
+
+    async def _tell_of_forms(self, sentence: str) -> None:
+        now = self._clock.now()
+        if self._told_of_forms.get(sentence, 0) > now - HOUR:
+            return
+        self._told_of_forms[sentence] = now
+        with self._db.write() as tx:
+            self._notices.tell(tx, MODERATORS, sentence, None, count=self._forms.number)
+        await tx
 
     # --- what comes over the link
 
@@ -407,13 +438,27 @@ def _told(body: dict[str, Any], kind: rules.Kind, *, reason_required: bool, room
     return Told(kind, category, reason.strip(), room_id, event_id, disclosure)
 
 
+def _may_be_a_person(text: object) -> bool:
+    """Without blanks and letters of other scripts. The standard's old grammar lets in any text after '@', and this one is stored
+    readable."""
+    return is_user_id(text) and bool(_PERSON_NAME.match(localpart_of(str(text))))
+
+
+def _may_be_a_room(text: object) -> bool:
+    """As servers make them; the standard's own grammar lets in any text that begins with '!'."""
+    if not is_room_id(text):
+        return False
+    name, colon, server = str(text).partition(":")
+    return bool(_ROOM_NAME.match(name)) and (not colon or is_server_name(server))
+
+
 def _targets(where: str) -> dict[str, str]:
     """Of what a stranger wrote, the identifiers of this network, so that the case can be sorted without opening it."""
     found: dict[str, str] = {}
     for word in where.replace(",", " ").split()[:50]:
-        if "user_id" not in found and is_user_id(word):
+        if "user_id" not in found and _may_be_a_person(word):
             found["user_id"] = word
-        elif "room_id" not in found and is_room_id(word):
+        elif "room_id" not in found and _may_be_a_room(word):
             found["room_id"] = word
         elif "event_id" not in found and is_event_id(word):
             found["event_id"] = word

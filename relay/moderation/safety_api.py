@@ -139,6 +139,7 @@ class SafetyApi(Part):
         """Everything about a case that can be told without opening an envelope."""
         return {
             **case.as_json(),
+            "known_here": await self._reports.known_here(case),
             "proofs": await self._disclosures.of_case(case.case_id),
             "decisions": [one.as_json() for one in await self._decisions.of_case(case.case_id)],
             "appeals": [one.as_json() for one in await self._appeals.of_case(case.case_id)],

@@ -208,7 +208,7 @@ class ReportPages(Part):
         receipt = await self._reports.notice(
             category=form.text("category", 20), where=form.required("where", MAX_FORM_FIELD, "where it is"),
             text=who + form.required("why", MAX_WORDS - 100, "what is wrong with it"), contact=contact,
-            good_faith=form.ticked("good_faith"),
+            good_faith=form.ticked("good_faith"), address=request.address,
         )  # fmt: skip
         return await self._frame.page(
             request, visit, "notice_sent.html", receipt=receipt, origin=self._frame.origin(request), kept=can_seal

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 from typing import Any
 
 import pytest
@@ -55,16 +56,43 @@ async def test_whoever_guesses_learns_nothing(town: Town) -> None:
         (f"rooms/{path(room)}/report/{path(said)}", {}),  # it exists, and she may not see it
         (f"rooms/{path(room)}/report/{path('$' + 'x' * 43)}", {}),
         (f"rooms/{path(nowhere)}/report/{path(said)}", {"reason": "x", "score": -100}),
-        (f"rooms/{path(nowhere)}/report", {"reason": ""}),
-        (f"users/{path('@nobody:' + eve.server)}/report", {"reason": ""}),
         (f"users/{path('no user')}/report", {"reason": ""}),
+        (f"users/{path('@you are ugly:' + eve.server)}/report", {"reason": ""}),
+        (f"users/{path('@ты:' + eve.server)}/report", {"reason": ""}),
+        (f"rooms/{path('!you are ugly')}/report", {"reason": ""}),
+        (f"rooms/{path('!x:you are ugly')}/report", {"reason": ""}),
         ("users/%3Cscript%3E/report", {"reason": ""}),
     ):
         assert await eve.calls("POST", where, body) == {}, "always the same answer"
-    assert not await mod.queue(state="all"), "nothing that she could not see makes a row"
+    assert not await mod.queue(state="all"), "no event that she could not see makes a row, and no text that is no name"
     assert (await eve.is_refused(eve.calls("POST", f"users/{path(bob.id)}/report", {}))).errcode == "M_MISSING_PARAM"
     await eve.calls("POST", f"users/{path(bob.id)}/report", {"reason": ""})
     assert [one["user_id"] for one in await mod.queue()] == [bob.id]
+
+
+async def test_neither_answer_nor_notice_tells_who_and_what_is_there(town: Town) -> None:
+    mod = await desk(town)
+    alice, bob, eve = await town.users("alice@one", "bob@one", "eve@one")
+    secret = await alice.creates_room(with_=bob)
+    tried = [
+        *(f"users/{path(f'@{name}:' + eve.server)}/report" for name in ("bob", "nobody")),
+        *(f"rooms/{path(room)}/report" for room in (secret, "!" + "x" * 43)),
+    ]
+    for number, where in enumerate(tried, 1):
+        assert await eve.calls("POST", where, {"reason": "a reason"}) == {}
+        notice = await hears(eve, f"Your report has the number {number}")
+        work = casework(mod.house)
+        link = await work.links.look(token_in(notice))
+        case = await work.reports.opened(link, eve.id)
+        assert (case.words, await work.reports.card(link, eve.id), case.state) == (1, [], "new")
+    notices = [re.sub(r"number \d+|report/\S+", "…", one) for one in notices_of(eve)]
+    assert len(notices) == 4 and len(set(notices)) == 1, "the same words for what is there and what is not"
+    shown = [(await mod.asks("GET", f"reports/{one['id']}"))["known_here"] for one in await mod.queue()]
+    assert shown == [True, False, True, False], "moderators see the difference"
+    for _ in range(6):
+        await eve.calls("POST", tried[1], {"reason": ""})
+    refused = await eve.is_refused(eve.calls("POST", tried[1], {"reason": ""}))
+    assert refused.errcode == "M_LIMIT_EXCEEDED", "and guesses are counted like reports"
 
 
 async def test_false_proofs_are_kept_apart_and_take_nothing_away(town: Town) -> None:
@@ -193,7 +221,6 @@ async def test_the_room_of_the_moderators_follows_the_list(town: Town) -> None:
     mod = await desk(town)
     second, alice = await town.users("second@one", "alice@one")
     await mod.house.command("user.admin", user="second", admin=True)
-    await alice.calls("POST", f"users/{path(second.id + 'x')}/report", {"reason": ""})  # nobody: nothing happens
     await alice.calls("POST", f"users/{path('@a:else.example')}/report", {"reason": ""})
     await hears(second, "Report 1 has come")
     room = await casework(mod.house).own_rooms.room_of("moderators")
