@@ -103,14 +103,14 @@ def test_identifiers_in_what_a_stranger_writes(where: str) -> None:
 @given(
     st.sampled_from(list(notice_words.SENTENCES)),
     st.dictionaries(
-        st.sampled_from(["number", "link", "category", "state", "day", "hash", "key_id", "signature"]),
+        st.sampled_from(["number", "link", "category", "state", "day", "count", "hash", "key_id", "signature"]),
         st.text(max_size=40),
     ),
 )
 def test_no_word_of_anybody_slips_into_a_notice(name: str, fields: dict[str, str]) -> None:
     good = {
         "number": 7, "link": "https://one.example/_relay/report/abc", "category": "spam", "state": "verified",
-        "day": "2026-11-25 17:00 UTC", "hash": "A" * 43, "key_id": "ed25519:a1", "signature": "B" * 86,
+        "day": "2026-11-25 17:00 UTC", "count": 60, "hash": "A" * 43, "key_id": "ed25519:a1", "signature": "B" * 86,
     }  # fmt: skip
     assert notice_words.is_own(notice_words.say(name, good)), "what belongs there passes"
     wrong = {
