@@ -46,6 +46,9 @@ MAX_TRIES = 3
 OUTLIERS_AT_ONCE = 500
 # A gap that nobody could fill is not asked for again so soon.
 UNFILLED_SECONDS = 60.0
+# Several events behind one gap come from several servers at once: the first fetches for all of them, but one whose server
+# keeps its answer holds up the others no longer than this.
+PATIENCE_SECONDS = 5.0
 # How long what lies before a gap waits for the members of a room that was joined a moment ago.
 WHOLE_SECONDS = 20.0
 MAX_UNFILLED = 2_000
@@ -87,15 +90,47 @@ class Gaps:
         # What could not be filled -> until when it is not asked for. It runs out by itself.
         self._unfilled: OrderedDict[Hashable, float] = OrderedDict()
         self._filling: dict[int, asyncio.Future[None]] = {}
+        # The event that is being fetched -> what came of it: the events built on, and what is known in place of them.
+        self._under_way: dict[str, asyncio.Future[tuple[frozenset[str], Gap | None]]] = {}
 
     # --- before an event
 
     async def fill(self, origin: str, room: Room, taken: Taken, receiver: Receiver) -> Gap | None:
-        """Fetches what the event builds on and cites. None: it can be placed as usual now.
+        """Fetches what the event builds on and cites, unless somebody else is about it. None: it can be placed as usual now.
 
         Raises RemoteError where nobody gives what is missing.
         """
         event = taken.event
+        built_on = frozenset(event.prev_events)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE_SECONDS
+        while lacking := await self._lacking(room, event):
+            others = {self._under_way[e] for e in lacking if e in self._under_way}
+            if not others or (left := until - loop.time()) <= 0:
+                break
+            ended, _ = await asyncio.wait(others, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            for built_on_too, gap in (one.result() for one in ended):
+                if gap is not None and built_on_too == built_on:
+                    await self._cited(origin, room, event)
+                    return gap
+        if not lacking:
+            return None
+        outcome: asyncio.Future[tuple[frozenset[str], Gap | None]] = loop.create_future()
+        mine = [e for e in lacking if self._under_way.setdefault(e, outcome) is outcome]
+        gap = None
+        try:
+            gap = await self._fetched(origin, room, event, receiver)
+            return gap
+        finally:
+            for event_id in mine:
+                del self._under_way[event_id]
+            outcome.set_result((built_on, gap))
+
+    async def _lacking(self, room: Room, event: Event) -> list[str]:
+        """What has to be fetched first for an event."""
+        return await self._unplaced(room, event.prev_events) or await self._unknown(room, event.auth_events)
+
+    async def _fetched(self, origin: str, room: Room, event: Event, receiver: Receiver) -> Gap | None:
         missing = await self._unplaced(room, event.prev_events)
         if not missing:
             await self._cited(origin, room, event)

@@ -93,6 +93,65 @@ async def test_a_gap_that_nobody_fills_is_asked_for_once(
     assert (await one.timeline(room_id))[-2:] == [lost.id, follows.id]
 
 
+@pytest.mark.parametrize("wide", [10, MISSING_ASKED * MAX_ROUNDS + 60])
+async def test_what_several_events_lack_is_fetched_once(
+    village: Village, pair: tuple[str, Home, Home], wide: int
+) -> None:
+    room_id, one, two = pair
+    homes = [await village.home(f"{name}.example") for name in ("three", "four", "five")]
+    for home in homes:
+        await home.joins("carl", room_id, "one.example")
+    await village.delivers_all()
+    said = [await two.says("ben", room_id) for _ in range(wide)]
+    await village.loses(two, one)
+    for home in homes:
+        await village.delivers(two, home)
+    everybodys = [await home.says("carl", room_id) for home in homes]
+    one.wire.asked.clear()
+    answers = await asyncio.gather(
+        *(one.receives(home.name, room_id, event) for home, event in zip(homes, everybodys, strict=True))
+    )
+    assert answers == [{event.id: None} for event in everybodys], "each finds its place"
+    rounds = min(MAX_ROUNDS, wide // MISSING_ASKED + 1)
+    missing = [asked for asked in one.wire.asked if asked.endswith("get_missing_events")]
+    assert len(missing) == rounds, f"one of them asks, for all: {one.wire.asked}"
+    assert len([asked for asked in one.wire.asked if asked.endswith("state_ids")]) <= 1, one.wire.asked
+    assert {event.id for event in everybodys} <= set((await one.room(room_id)).extremities)
+    assert said[-1].id in await one.timeline(room_id)
+    await one.agrees_with_its_disk(room_id)
+
+
+async def test_a_server_that_keeps_its_answer_does_not_hold_up_those_who_give_it(
+    village: Village, pair: tuple[str, Home, Home], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room_id, one, two = pair
+    three = await village.home("three.example")
+    await three.joins("carl", room_id, "one.example")
+    await village.delivers_all()
+    said = await two.says("ben", room_id)
+    await village.loses(two, one)
+    await village.delivers(two, three)
+    mean, good = await two.says("ben", room_id), await three.says("carl", room_id)
+    never = asyncio.Event()
+
+    async def keeps_its_answer(target: str, content: object) -> dict[str, Any]:
+        await never.wait()
+        return {}
+
+    village.instead[("two.example", "get_missing_events")] = keeps_its_answer
+    monkeypatch.setattr(gaps, "PATIENCE_SECONDS", 0.2)
+    held = asyncio.create_task(one.receives("two.example", room_id, mean))
+    while not one.gaps._under_way:
+        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        assert await one.receives("three.example", room_id, good) == {good.id: None}
+    assert {said.id, good.id} <= set(await one.timeline(room_id)), "somebody else gave it"
+    assert not held.done()
+    held.cancel()
+    await asyncio.gather(held, return_exceptions=True)
+    assert not one.gaps._under_way, "nothing is left of who hung up"
+
+
 async def test_backfill_that_brings_nothing_is_not_repeated(village: Village, pair: tuple[str, Home, Home]) -> None:
     room_id, _, two = pair
     village.instead[("one.example", "backfill")] = silence
