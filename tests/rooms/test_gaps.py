@@ -132,17 +132,17 @@ async def test_a_server_that_keeps_its_answer_does_not_hold_up_those_who_give_it
     await village.loses(two, one)
     await village.delivers(two, three)
     mean, good = await two.says("ben", room_id), await three.says("carl", room_id)
-    never = asyncio.Event()
+    asked, never = asyncio.Event(), asyncio.Event()
 
     async def keeps_its_answer(target: str, content: object) -> dict[str, Any]:
+        asked.set()
         await never.wait()
         return {}
 
     village.instead[("two.example", "get_missing_events")] = keeps_its_answer
     monkeypatch.setattr(gaps, "PATIENCE_SECONDS", 0.2)
     held = asyncio.create_task(one.receives("two.example", room_id, mean))
-    while not one.gaps._under_way:
-        await asyncio.sleep(0)
+    await asked.wait()
     async with asyncio.timeout(60):
         assert await one.receives("three.example", room_id, good) == {good.id: None}
     assert {said.id, good.id} <= set(await one.timeline(room_id)), "somebody else gave it"
