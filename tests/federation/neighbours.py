@@ -346,7 +346,7 @@ class Neighbour:
             async def nothing() -> None:
                 return None
 
-            self.outbox._keep = nothing  # type: ignore[method-assign]
+            self.outbox.positions.keep = nothing  # type: ignore[method-assign]
         await self.stop()
 
     async def stop(self) -> None:

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from federation import outbox
+from federation import drivers
 from federation.backoff import Trouble
 from relay import departures
 from relay.clock import DAY, HOUR, MINUTE, SECOND
@@ -76,7 +76,7 @@ async def test_who_gets_an_event(tmp_path: Path) -> None:
         room = one.ledger.room(ROOM)
         one.send_out()
         await one.ledger.says(ROOM, "nobody else is here")
-        await until(lambda: one.outbox._pos >= one.db.stable_pos(), "the outbox has seen it")
+        await until(lambda: one.outbox.positions.pos >= one.db.stable_pos(), "the outbox has seen it")
         room.servers.add(two.name)
         await one.ledger.writes(one.ledger.build(ROOM, "of another server, and nobody asked us"), marks=0)
         await two.ledger.writes(two.ledger.build(ROOM, "x"), marks=0)
@@ -146,7 +146,7 @@ async def test_a_server_that_goes_away_and_comes_back_with_restarts_in_between(t
                 break
             await asyncio.sleep(0.02)
         assert await one.db.read(left) == (0, 0), "who has taken everything leaves no trace"
-        assert not one.outbox._lanes, "and costs no memory"
+        assert not one.outbox.positions.lanes, "and costs no memory"
 
 
 async def test_the_answer_is_lost_and_the_same_transaction_comes_again(tmp_path: Path) -> None:
@@ -208,8 +208,8 @@ async def test_after_a_long_absence_a_busy_room_sends_only_its_latest(tmp_path: 
             await one.ledger.says(busy, f"busy {number}")
             if number % 50 == 0:
                 await one.ledger.says(quiet, f"quiet {number}")
-        await until(lambda: one.outbox._pos >= one.db.stable_pos(), "the outbox has seen it all")
-        lane = one.outbox._lanes[two.name]
+        await until(lambda: one.outbox.positions.pos >= one.db.stable_pos(), "the outbox has seen it all")
+        lane = one.outbox.positions.lanes[two.name]
         assert len(lane.events) <= 50, "what waits for a server that is down is not all in memory"
         one.clock.forward(2 * MINUTE)
         await until(lambda: len(two.texts()) >= 4, "what it missed arrives")
@@ -226,7 +226,7 @@ async def test_those_that_keep_their_answers_do_not_delay_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More silent servers than may be driven at once, and one that listens."""
-    monkeypatch.setattr(outbox, "MAX_AWAKE", 3)
+    monkeypatch.setattr(drivers, "MAX_AWAKE", 3)
     silent = await asyncio.start_server(_says_nothing, "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     async with two_servers(tmp_path) as (one, two):
@@ -234,11 +234,11 @@ async def test_those_that_keep_their_answers_do_not_delay_the_others(
         one.ledger.room(ROOM, *(f"s{number}.test:{port}" for number in range(12)))
         one.send_out()
         await one.ledger.says(ROOM, "for the silent")
-        await until(lambda: one.outbox._pos >= one.db.stable_pos(), "the outbox has seen it")
+        await until(lambda: one.outbox.positions.pos >= one.db.stable_pos(), "the outbox has seen it")
         one.ledger.room("!other:one.test", two.name)
         await one.ledger.says("!other:one.test", "for the one that listens")
         await until(lambda: two.texts() == ["for the one that listens"], "it does not wait for their time-outs")
-        assert len(one.outbox._lanes) == 12 + 1 and not one.backoff._troubles, "of which none is over yet"
+        assert len(one.outbox.positions.lanes) == 12 + 1 and not one.backoff._troubles, "of which none is over yet"
         silent.close()
 
 
@@ -271,13 +271,13 @@ async def test_many_destinations_with_dead_ones_among_them(tmp_path: Path) -> No
         for text in said[3:]:
             await one.ledger.says(ROOM, text)
         await until(lambda: list(heard.values()) == [said] * 70, "life goes on, in order", 30)
-        await until(lambda: set(one.outbox._lanes) == set(lost), "only the dead are remembered", 30)
-        before = [one.outbox._lanes[server].kept for server in lost]
+        await until(lambda: set(one.outbox.positions.lanes) == set(lost), "only the dead are remembered", 30)
+        before = [one.outbox.positions.lanes[server].kept for server in lost]
         assert None not in before, "each by one row"
         await one.ledger.says(ROOM, "and on")
         await until(lambda: all(texts[-1] == "and on" for texts in heard.values()), "the living hear it", 30)
-        await until(lambda: set(one.outbox._lanes) == set(lost), "and are forgotten again", 30)
-        assert [one.outbox._lanes[server].kept for server in lost] == before, "of the dead nothing new was written down"
+        await until(lambda: set(one.outbox.positions.lanes) == set(lost), "and are forgotten again", 30)
+        assert [one.outbox.positions.lanes[server].kept for server in lost] == before, "of the dead nothing new was written down"
     finally:
         await many.stop()
         await one.stop()
@@ -312,7 +312,7 @@ async def test_passing_things_leave_soon_or_never(tmp_path: Path) -> None:
         for _ in range(2):
             one.departures.passing([two.name], "m.typing", {"typing": True}, "typing/alice")
             await until(
-                lambda: one.outbox._lanes.get(two.name) is None or not one.outbox._lanes[two.name].has_work, "it left"
+                lambda: one.outbox.positions.lanes.get(two.name) is None or not one.outbox.positions.lanes[two.name].has_work, "it left"
             )
         assert len(set(ids_of(two))) == len(two.taken), "the same words at another time are another transaction"
         before = len(two.taken)
@@ -398,7 +398,7 @@ async def test_what_waits_for_a_server_that_does_not_come_back_is_bounded(
             await until(
                 lambda: (now := one.backoff.trouble(two.name)) is not None and now.failed_at > failed_at, "it is tried"
             )
-            await until(lambda: not one.outbox._to_trim, "what waits is looked over")
+            await until(lambda: not one.outbox.positions.to_trim, "what waits is looked over")
             await one.db.settled()
 
         await queues()

@@ -1,0 +1,161 @@
+"""How far each server has come, on disk: one row for each that lags, and the outbox's own place in the log.
+
+Whoever changes something about a lane says so here; once a second all of it is written together, so that a crash repeats at
+most what was in flight. Not about when something is sent (`drivers.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import structlog
+
+from federation.backoff import Backoff, Trouble
+from federation.lane import Lane
+from relay.db import FOLLOWED, Database, Query
+from relay.departures import Departures
+from relay.errors import ApiError
+from relay.tables import Schema, Table
+
+log = structlog.get_logger("outbox")
+
+NAME = "outbox"
+
+DESTINATIONS = Schema(
+    "outbox",
+    tables=(
+        Table(
+            "destinations",
+            "a server that has not taken everything yet",
+            {
+                "server": ("which server", "until it has taken everything"),
+                "position": ("everything up to here was taken", "until it has taken everything"),
+                "failing_since": ("since when it can't be reached", "until it has taken everything"),
+                "failed_at": ("the latest attempt", "until it has taken everything"),
+                "wait": ("how long the next wait is", "until it has taken everything"),
+                "retry_at": ("when the next attempt is made", "until it has taken everything"),
+            },
+        ),
+    ),
+    steps=(
+        """
+        CREATE TABLE destinations (server TEXT PRIMARY KEY, position BIGINT, failing_since BIGINT, failed_at BIGINT,
+            wait BIGINT, retry_at BIGINT)
+        """,
+    ),
+)
+
+_SAVE = (
+    "INSERT INTO destinations (server, position, failing_since, failed_at, wait, retry_at) VALUES ($1, $2, $3, $4, $5, $6) "
+    "ON CONFLICT (server) DO UPDATE SET position = excluded.position, failing_since = excluded.failing_since, "
+    "failed_at = excluded.failed_at, wait = excluded.wait, retry_at = excluded.retry_at"
+)
+
+
+class Positions:
+    def __init__(self, db: Database, departures: Departures, backoff: Backoff) -> None:
+        self._db = db
+        self._departures = departures
+        self._backoff = backoff
+        self.lanes: dict[str, Lane] = {}
+        # How far the log was handed over to the lanes.
+        self.pos = 0
+        # How far it is being handed over just now; the lanes have everything up to here, or are behind.
+        self.handing = 0
+        # There is something to write down.
+        self.due = asyncio.Event()
+        self._kept_pos = 0
+        self._dirty: set[str] = set()
+        self._taken_edus: dict[str, int] = {}
+        # Servers that are down -> whether they count as gone.
+        self.to_trim: dict[str, bool] = {}
+
+    def lane(self, server: str) -> Lane:
+        lane = self.lanes.get(server)
+        if lane is None:
+            lane = self.lanes[server] = Lane(server)
+        return lane
+
+    def changed(self, server: str) -> None:
+        self._dirty.add(server)
+        self.due.set()
+
+    def took_edus(self, server: str, upto: int) -> None:
+        self._taken_edus[server] = upto
+        self.changed(server)
+
+    def handed_over(self, pos: int) -> None:
+        self.pos = pos
+        self.due.set()
+
+    async def begin(self) -> None:
+        """From disk: the lanes of all that lag."""
+        self.pos = self.handing = self._kept_pos = await self._db.followed(NAME) or 0
+        rows, with_edus = await self._db.read(_read, self._departures)
+        for server, position, since, failed_at, wait, retry_at in rows:
+            lane = self.lane(server)
+            lane.behind = position
+            lane.kept = (position, since, failed_at, wait, retry_at)
+            if retry_at is not None:
+                self._backoff.restore(server, Trouble(since, failed_at, wait, retry_at))
+        for server in with_edus:
+            self.lane(server).edus_due = True
+
+    def forget_server(self, query: Query, server: str) -> int:
+        return query.run("DELETE FROM destinations WHERE server = $1", server)
+
+    async def keep(self) -> None:
+        pos, dirty, edus = self.pos, self._dirty, self._taken_edus
+        trims = self.to_trim
+        if not dirty and not edus and not trims and pos == self._kept_pos:
+            return
+        self._dirty, self._taken_edus, self.to_trim = set(), {}, {}
+        kept: dict[str, tuple[int | None, ...] | None] = {}
+        with self._db.write() as tx:
+            for server in dirty:
+                lane = self.lanes.get(server)
+                trouble = self._backoff.trouble(server)
+                if lane is None:
+                    continue
+                row: tuple[int | None, ...] | None = None
+                if lane.has_work and (lane.position is not None or trouble is not None):
+                    row = (lane.position, None, None, None, None)
+                    if trouble is not None:
+                        row = (lane.position, trouble.since, trouble.failed_at, trouble.wait, trouble.retry_at)
+                # Most servers take everything at once, and of those that are down nothing is new.
+                if row == lane.kept:
+                    continue
+                kept[server] = row
+                if row is None:
+                    tx.run("DELETE FROM destinations WHERE server = $1", server)
+                else:
+                    tx.run(_SAVE, server, *row)
+            for server, last in edus.items():
+                self._departures.taken(tx, server, last)
+            for server, gone in trims.items():
+                tx.call(partial(self._departures.trim, destination=server, gone=gone))
+            tx.run(FOLLOWED, NAME, pos)
+        try:
+            await tx
+        except ApiError as error:
+            self._dirty |= dirty
+            self._taken_edus = edus | self._taken_edus
+            self.due.set()
+            log.warning("the outbox could not write down how far it has come", exc=error)
+            return
+        self._kept_pos = pos
+        for server, row in kept.items():
+            if (lane := self.lanes.get(server)) is not None:
+                lane.kept = row
+        for server in dirty:
+            lane = self.lanes.get(server)
+            # A lane that took EDUs remembers so until their rows are gone.
+            if lane is not None and not lane.has_work and not lane.awake and server not in self._taken_edus:
+                del self.lanes[server]
+
+
+def _read(query: Query, departures: Departures) -> tuple[list[Any], list[str]]:
+    rows = query.all("SELECT server, position, failing_since, failed_at, wait, retry_at FROM destinations")
+    return rows, departures.destinations(query, 0, 2**62)
