@@ -277,7 +277,9 @@ async def test_many_destinations_with_dead_ones_among_them(tmp_path: Path) -> No
         await one.ledger.says(ROOM, "and on")
         await until(lambda: all(texts[-1] == "and on" for texts in heard.values()), "the living hear it", 30)
         await until(lambda: set(one.outbox.positions.lanes) == set(lost), "and are forgotten again", 30)
-        assert [one.outbox.positions.lanes[server].kept for server in lost] == before, "of the dead nothing new was written down"
+        assert [one.outbox.positions.lanes[server].kept for server in lost] == before, (
+            "of the dead nothing new was written down"
+        )
     finally:
         await many.stop()
         await one.stop()
@@ -312,7 +314,11 @@ async def test_passing_things_leave_soon_or_never(tmp_path: Path) -> None:
         for _ in range(2):
             one.departures.passing([two.name], "m.typing", {"typing": True}, "typing/alice")
             await until(
-                lambda: one.outbox.positions.lanes.get(two.name) is None or not one.outbox.positions.lanes[two.name].has_work, "it left"
+                lambda: (
+                    one.outbox.positions.lanes.get(two.name) is None
+                    or not one.outbox.positions.lanes[two.name].has_work
+                ),
+                "it left",
             )
         assert len(set(ids_of(two))) == len(two.taken), "the same words at another time are another transaction"
         before = len(two.taken)
