@@ -16,6 +16,7 @@ _LETTERS = string.ascii_letters + string.digits
 _LOCALPART = re.compile(r"[a-z0-9._=\-/+]+\Z")
 # Historical user IDs: anything printable but ':' and NUL, still met over federation.
 _HISTORICAL_LOCALPART = re.compile(r"[^:\x00]*\Z")
+_TYPED_LOCALPART = re.compile(r"[\x21-\x39\x3b-\x7e]{1,128}\Z")
 _DNS_NAME = re.compile(r"[A-Za-z0-9.\-]{1,255}\Z")
 _OPAQUE = re.compile(r"[0-9A-Za-z_\-]+\Z")
 _EVENT_ID = re.compile(r"\$[A-Za-z0-9_\-+/]{43}\Z")
@@ -80,6 +81,12 @@ def is_user_id(text: object) -> bool:
         return False
     local, colon, server = text[1:].partition(":")
     return bool(colon) and bool(_HISTORICAL_LOCALPART.match(local)) and is_server_name(server)
+
+
+def is_typed_user_id(text: object) -> bool:
+    """As somebody may write it into a form or a report: without blanks and letters of other scripts. The historical grammar lets in
+    any text after the '@', and what is written there is stored."""
+    return is_user_id(text) and bool(_TYPED_LOCALPART.match(localpart_of(str(text))))
 
 
 def is_localpart(text: object) -> bool:

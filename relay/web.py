@@ -371,7 +371,7 @@ class Web:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            refused = _as_refusal(http, error)
+            refused = _as_refusal(request, error)
             if request is None or request.route.refusal is None:
                 return _ended(http, refused, _refusal(refused))
             return _ended(http, refused, await request.route.refusal(request, refused))
@@ -433,7 +433,7 @@ def _token(request: Request) -> str | None:
     return token or None
 
 
-def _as_refusal(http: web.BaseRequest, error: Exception) -> ApiError:
+def _as_refusal(request: Request | None, error: Exception) -> ApiError:
     if isinstance(error, NotAllowed):
         return Forbidden(f"The room does not allow this: {error.reason}.")
     if isinstance(error, RemoteError):
@@ -442,7 +442,8 @@ def _as_refusal(http: web.BaseRequest, error: Exception) -> ApiError:
         return NotJson("The request broke off, or its body is not encoded as its headers say.")
     if isinstance(error, ApiError):
         return error
-    log.error("a request failed", path=http.rel_url.raw_path.split("/")[1:4], exc_info=error)
+    # The route, never the path: a receipt or a link stands in it, and whoever reads the log could open it.
+    log.error("a request failed", route=request.route.path if request is not None else "", exc_info=error)
     return ApiError("Something went wrong inside the server. Its log says what.", status=500)
 
 

@@ -6,14 +6,14 @@ What it finds is told with the number of the row, never with what the row says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from relay.db import Query
-from relay.errors import BadJson
+from relay.errors import ApiError, BadJson
 from relay.moderation.audit_log import COLUMNS, FIRST_HASH, digest
 from relay.protocol.canonical import from_base64
 from relay.protocol.signing import KEY_BYTES, verify_json
@@ -41,7 +41,7 @@ def verify(query: Query, server_name: str, held: Mapping[str, Any] | None = None
     """`held` is a checkpoint from outside this machine."""
     verdict = Verdict()
     statements = {
-        seq: orjson.loads(raw) for seq, raw in query.all("SELECT seq, statement FROM audit_checkpoints ORDER BY seq")
+        seq: _read(raw) for seq, raw in query.all("SELECT seq, statement FROM audit_checkpoints ORDER BY seq")
     }
     signers: dict[str, str] = dict(query.all("SELECT key_id, public FROM audit_signers LIMIT $1", MAX_SIGNERS))
     marked = {seq: _hash_of(one) for seq, one in statements.items()}
@@ -52,12 +52,12 @@ def verify(query: Query, server_name: str, held: Mapping[str, Any] | None = None
     while True:
         rows = query.all(f"SELECT {COLUMNS} FROM audit_log WHERE seq > $1 ORDER BY seq LIMIT $2", last_seq, AT_ONCE)
         for row in rows:
-            seq, prev_hash, hashed = row[0], bytes(row[9]), bytes(row[10])
+            seq, prev_hash, hashed = row[0], _bytes(row[9]), _bytes(row[10])
             if seq != last_seq + 1:
                 verdict.find(f"Rows {last_seq + 1} to {seq - 1} are missing.")
             if prev_hash != last_hash:
                 verdict.find(f"Row {seq} does not follow from the one before it.")
-            if digest(row) != hashed:
+            if _digest(row) != hashed:
                 verdict.find(f"Row {seq} was changed.")
             if seq in marked and marked[seq] != hashed:
                 verdict.find(f"Row {seq} is another than the one its checkpoint names.")
@@ -80,6 +80,26 @@ def verify(query: Query, server_name: str, held: Mapping[str, Any] | None = None
         if not _is_signed(statement, server_name, signers):
             verdict.find(f"The signature of the checkpoint at row {seq} is wrong.")
     return verdict
+
+
+def _read(raw: object) -> Mapping[str, Any]:
+    """A checkpoint as it lies there; whoever tampers need not leave JSON behind."""
+    try:
+        value = orjson.loads(raw) if isinstance(raw, bytes | str) else None
+    except orjson.JSONDecodeError:
+        value = None
+    return value if isinstance(value, dict) else {}
+
+
+def _bytes(value: object) -> bytes:
+    return bytes(value) if isinstance(value, bytes | memoryview) else b""
+
+
+def _digest(row: Sequence[Any]) -> bytes:
+    try:
+        return digest(row)
+    except (ApiError, TypeError, ValueError):
+        return b""  # of no form that this relay writes
 
 
 def _check_held(verdict: Verdict, server_name: str, held: Mapping[str, Any], signers: Mapping[str, str]) -> int:

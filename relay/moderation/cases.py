@@ -283,6 +283,23 @@ class Cases(Part):
                 "Another moderator has taken this case. It is free again half an hour after her last step."
             )
 
+    def leave_to_others(self, tx: Tx, case_id: str) -> None:
+        """In the write that empties a case: what was joined to it and is undecided stands in the queue again, as the oldest of it.
+        Else whoever reports first could take everybody's reports away with her own."""
+
+        def promote(query: Query) -> None:
+            rows = query.all(
+                f"SELECT {COLUMNS} FROM cases WHERE duplicate_of = $1 AND emptied = 0 AND state IN "
+                "('new', 'triaged', 'awaiting_disclosure', 'in_review', 'escalated') ORDER BY number",
+                case_id,
+            )
+            joined = [case for row in rows if (case := case_of(row)) is not None]
+            for case in joined:
+                into = joined[0].case_id if case is not joined[0] else None
+                _update(query, case, replace(case, duplicate_of=into, version=case.version + 1))
+
+        tx.call(promote)
+
     async def _change(
         self,
         case_id: str,

@@ -203,7 +203,7 @@ def assemble(
             audit_log.forget(tx, user_id)
 
     ground.account.on_deactivated.append(forget_in_log)
-    keeping.sweeps.append(appeals.sweep)
+    keeping.sweeps += [appeals.sweep, tokens.sweep, api.sweep]
     ground.grace.frozen = freeze.events
     ground.copies.frozen = freeze.media
     ground.rooms_part.is_own = own_rooms.is_own

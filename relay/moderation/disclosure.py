@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -282,11 +282,11 @@ class Disclosures(Part):
             for event_id, result, step, reason, flags, attested_by, copied_id, copied_sender, media in rows
         ]  # fmt: skip
 
-    def forget(self, tx: Tx, case_id: str) -> None:
-        """At the end of the case's retention. The envelope is forgotten too."""
+    def forget(self, tx: Tx, case_id: str, kinds: Iterable[str] | None = None) -> None:
+        """At the end of the case's retention. The envelopes are forgotten too, or those of some kinds."""
         tx.run("DELETE FROM disclosures WHERE case_id = $1", case_id)
         tx.run("DELETE FROM disclosed_openings WHERE case_id = $1", case_id)
-        self._envelopes.forget(tx, case_id)
+        self._envelopes.forget(tx, case_id, kinds)
 
     # --- for the page behind the link
 

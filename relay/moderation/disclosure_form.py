@@ -15,6 +15,7 @@ from typing import Any
 from relay.errors import ApiError, BadJson, InvalidParam, TooLarge
 from relay.moderation.megolm import ALGORITHM, MAX_INDEX, PRK_BYTES
 from relay.protocol.canonical import encode, from_base64, to_base64, to_urlsafe_base64
+from relay.web import require_shallow
 
 KEY = "org.relay.disclosure"
 VERSION = 1
@@ -81,6 +82,7 @@ def parse_code(text: str, *, category: str, good_faith: bool) -> Disclosure:
         raise InvalidParam(f"The proof code is damaged. {NOT_A_CODE}") from bad
     if not isinstance(value, dict):
         raise InvalidParam(f"The proof code is damaged. {NOT_A_CODE}")
+    require_shallow(value)  # as everything that comes as JSON
     return parse_disclosure({**value, "category": category, "good_faith": good_faith})
 
 

@@ -26,6 +26,8 @@ from relay.protocol.canonical import encode, from_base64, to_base64
 VERSION = 1
 DEK_BYTES = 32
 IV_BYTES = 12
+# `enc` and the wrapped key with its tag.
+WRAP_BYTES = 32 + DEK_BYTES + 16
 # One key could be lost; nothing is sealed that a single loss would make unreadable.
 MIN_KEYS = 2
 MAX_KEYS = 64

@@ -28,8 +28,6 @@ KINDS = frozenset({"evidence", "words", "answer", "appeal", "note", "forward"})
 MAX_PLAINTEXT = 4 * 2**20
 MAX_REMEMBERED = 10_000
 MAX_UNWRAPPED = 200
-# `enc` and the wrapped key with its tag.
-WRAP_BYTES = 32 + envelope.DEK_BYTES + 16
 SWEEP_EVERY_SECONDS = 600.0
 REMOVED_WAIT = DAY
 
@@ -319,7 +317,7 @@ _HAS_WRAP = "SELECT 1 FROM envelope_wraps WHERE envelope_id = $1 AND key_id = $2
 
 def _wrap(value: object) -> bytes:
     raw = from_base64(value) if isinstance(value, str) else b""
-    if len(raw) != WRAP_BYTES:
+    if len(raw) != envelope.WRAP_BYTES:
         raise InvalidParam("A wrap is not one: it has another length. Use this relay's own tools.")
     return raw
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from relay.clock import Clock, rest
 from relay.db import Database, Query, Tx
 from relay.moderation import case_rules as rules
 from relay.moderation.audit_log import AuditLog
-from relay.moderation.case_rows import COLUMNS, Case, case_of
+from relay.moderation.case_rows import COLUMNS, Case, by_id, case_of
 from relay.moderation.cases import Cases
 from relay.moderation.disclosure import Disclosures
 from relay.moderation.freeze import Freeze
@@ -23,6 +25,8 @@ from relay.part import Part
 
 LOOK_EVERY_SECONDS = 60.0
 MAX_AT_ONCE = 100
+# Kinds of envelopes that hold what a reporter gave.
+GIVEN_BY_HER = ("evidence", "words", "answer")
 
 
 class Keeping(Part):
@@ -74,16 +78,19 @@ class Keeping(Part):
             await tx
 
     async def _end_some(self) -> bool:
-        over = await self._db.read(_over, self._clock.now())
+        now = self._clock.now()
+        over = await self._db.read(_over, now)
         for case in over:
             with self._db.write() as tx:
-                self._empty(tx, case)
-            await tx
+                tx.call(partial(_require_over, case_id=case.case_id, now=now))
+                self._empty(tx, case.case_id, "retention")
+            with suppress(_NotOver):
+                await tx
         return len(over) == MAX_AT_ONCE
 
-    def _empty(self, tx: Tx, case: Case) -> None:
+    def _empty(self, tx: Tx, case_id: str, reason_code: str) -> None:
         """Everything that says something about somebody goes."""
-        case_id, now = case.case_id, self._clock.now()
+        now = self._clock.now()
         self._disclosures.forget(tx, case_id)
         self._freeze.release(tx, case_id)
         self._links.forget(tx, case_id)
@@ -102,10 +109,11 @@ class Keeping(Part):
             actor="relay",
             action="case.emptied",
             target=case_id,
-            reason_code="retention",
+            reason_code=reason_code,
             case_id=case_id,
             automated=True,
         )
+        self._cases.leave_to_others(tx, case_id)
         self._cases.change(
             tx, case_id, None,
             lambda before: replace(
@@ -115,13 +123,20 @@ class Keeping(Part):
         )  # fmt: skip
 
     async def withdraw(self, case: Case) -> Case:
-        """The reporter asks that what she gave is removed. Raises NotNow."""
-        if case.category == "minor":
-            raise rules.NotNow("What may show a minor is kept for a year, also where you ask for its removal.")
-        if case.state in (rules.APPEALED, rules.RE_REVIEW):
-            raise rules.NotNow("Somebody objects to the decision: what belongs to it stays until that is answered.")
-        now = self._clock.now()
+        """The reporter asks that what she gave is removed. While nothing is decided, the case goes with it; what was reported by
+        others as well is theirs. A decision stays, since whoever it is about may still object. Raises NotNow."""
+
+        def require(query: Query) -> None:
+            now = by_id(query, case.case_id)
+            if now is None or now.emptied or now.state != case.state or now.duplicate_of != case.duplicate_of:
+                raise rules.NotNow("This report has changed just now. Load the page again.")
+            if now.category == "minor":
+                raise rules.NotNow("What may show a minor is kept for a year, also where you ask for its removal.")
+            if now.state in (rules.APPEALED, rules.RE_REVIEW):
+                raise rules.NotNow("Somebody objects to the decision: what belongs to it stays until that is answered.")
+
         with self._db.write() as tx:
+            tx.call(require)
             self._audit_log.record(
                 tx,
                 actor="reporter",
@@ -130,10 +145,28 @@ class Keeping(Part):
                 reason_code="by_reporter",
                 case_id=case.case_id,
             )
-            self._cases.change(tx, case.case_id, None, lambda before: replace(before, keep_until=now))
-            tx.after(self._woken.set)
+            if case.state in rules.UNDECIDED:
+                self._empty(tx, case.case_id, "by_reporter")
+            else:
+                self._take_hers(tx, case)
         changed: Case = await tx
         return changed
+
+    def _take_hers(self, tx: Tx, case: Case) -> None:
+        """What she wrote and proved, and her name. Notes, objections and the decision are others'."""
+        self._disclosures.forget(tx, case.case_id, GIVEN_BY_HER)
+        self._freeze.release(tx, case.case_id)
+        self._links.forget_of(tx, case.case_id, case.reporter)
+        self._cases.change(tx, case.case_id, None, lambda now: replace(now, reporter=None, seen=(), consent=False))
+
+
+class _NotOver(Exception):
+    """Something was done with the case since it was looked at: it stays."""
+
+
+def _require_over(query: Query, *, case_id: str, now: int) -> None:
+    if query.value(f"SELECT 1 FROM cases WHERE case_id = $2 AND {_IS_OVER}", now, case_id) is None:
+        raise _NotOver
 
 
 def _late(query: Query, now: int) -> list[Case]:
@@ -146,12 +179,13 @@ def _late(query: Query, now: int) -> list[Case]:
     return [case for row in rows if (case := case_of(row)) is not None]
 
 
+# Not one that somebody objects to, nor one that was joined to a case which lasts longer: its proof may be the only one.
+_IS_OVER = (
+    "emptied = 0 AND keep_until <= $1 AND state NOT IN ('appealed', 're_review') AND NOT EXISTS (SELECT 1 FROM cases AS whole "
+    "WHERE whole.case_id = cases.duplicate_of AND whole.emptied = 0 AND (whole.keep_until > $1 OR whole.state IN ('appealed', 're_review')))"
+)
+
+
 def _over(query: Query, now: int) -> list[Case]:
-    """Not one that somebody objects to, nor one that a case depends on which lasts longer."""
-    rows = query.all(
-        f"SELECT {COLUMNS} FROM cases WHERE emptied = 0 AND keep_until <= $1 AND state NOT IN ('appealed', 're_review') "
-        "ORDER BY keep_until LIMIT $2",
-        now,
-        MAX_AT_ONCE,
-    )
+    rows = query.all(f"SELECT {COLUMNS} FROM cases WHERE {_IS_OVER} ORDER BY keep_until LIMIT $2", now, MAX_AT_ONCE)
     return [case for row in rows if (case := case_of(row)) is not None]

@@ -102,6 +102,10 @@ class Links(Part):
     def forget(self, tx: Tx, case_id: str) -> None:
         tx.run("DELETE FROM report_links WHERE case_id = $1", case_id)
 
+    def forget_of(self, tx: Tx, case_id: str, user_id: str | None) -> None:
+        """Those of one person; of None, the receipts."""
+        tx.run("DELETE FROM report_links WHERE case_id = $1 AND coalesce(user_id, '') = $2", case_id, user_id or "")
+
     def sweep(self, tx: Tx) -> None:
         tx.run("DELETE FROM report_links WHERE expires_ts <= $1", self._clock.now())
 

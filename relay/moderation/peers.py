@@ -27,7 +27,7 @@ from relay.moderation.case_rows import Case
 from relay.moderation.cases import Cases
 from relay.moderation.decisions import Decision, Decisions
 from relay.moderation.disclosure import Disclosures
-from relay.moderation.envelope import Envelope, NotOpened
+from relay.moderation.envelope import IV_BYTES, WRAP_BYTES, Envelope, NotOpened
 from relay.moderation.moderator_secret import BadKey, ModeratorPublic
 from relay.part import Part
 from relay.remote import Remote, SpeaksSigned
@@ -45,6 +45,7 @@ TRIED_FOR_MS = DAY
 RETRY_MS = 5 * MINUTE
 LOOK_EVERY_SECONDS = 60.0
 MAX_AT_ONCE = 50
+MAX_PENDING = 10_000
 # Of one forwarded report: the decision, and what objections to it change.
 MAX_ANSWERS = 5
 PENDING, TOLD, REFUSED, NOT_REACHED = "pending", "told", "refused", "not reached"
@@ -251,9 +252,9 @@ class Peers(Part):
 
     async def _tell_some(self) -> None:
         now = self._clock.now()
-        for decision_id in await self._db.read(_pending):
-            if self._not_before.get(decision_id, 0) > now:
-                continue
+        pending = await self._db.read(_pending)
+        # Those whose server can't be reached keep nobody else waiting.
+        for decision_id in [one for one in pending if self._not_before.get(one, 0) <= now][:MAX_AT_ONCE]:
             decision = await self._decisions.get(decision_id)
             outcome = await self._tell(await self._cases.get(decision.case_id), decision)
             if outcome == NOT_REACHED and now < decision.decided_ts + TRIED_FOR_MS:
@@ -326,13 +327,19 @@ def envelope_of(given: Mapping[str, Any]) -> Envelope:
         envelope = Envelope.read(given)
     except NotOpened as bad:
         raise InvalidParam("The envelope is not one. Seal it with this relay's own tools.") from bad
-    if envelope.version != 1 or not CASE_ID.match(envelope.case_id) or len(envelope.body) > MAX_ANSWER_BYTES:
+    sizes = len(envelope.iv) == IV_BYTES and all(len(wrap) == WRAP_BYTES for wrap in envelope.wraps.values())
+    if (
+        not sizes
+        or envelope.version != 1
+        or not CASE_ID.match(envelope.case_id)
+        or len(envelope.body) > MAX_ANSWER_BYTES
+    ):
         raise InvalidParam("The envelope has version 1 and a new random case_id of 22 characters or more.")
     return envelope
 
 
 def _pending(query: Query) -> list[str]:
     rows = query.all(
-        "SELECT decision_id FROM decisions WHERE told_peer = $1 ORDER BY decided_ts LIMIT $2", PENDING, MAX_AT_ONCE
+        "SELECT decision_id FROM decisions WHERE told_peer = $1 ORDER BY decided_ts LIMIT $2", PENDING, MAX_PENDING
     )
     return [decision_id for (decision_id,) in rows]

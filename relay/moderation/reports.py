@@ -19,7 +19,7 @@ from relay.accounts.users import Users
 from relay.clock import HOUR, Clock
 from relay.db import Database, Query, Tx
 from relay.errors import ApiError, Forbidden, InvalidParam, LimitExceeded, TooLarge
-from relay.ids import is_event_id, is_room_id, is_server_name, is_user_id, localpart_of
+from relay.ids import is_event_id, is_room_id, is_server_name, is_typed_user_id, is_user_id
 from relay.moderation import case_rules as rules
 from relay.moderation import form_limits
 from relay.moderation import notice_words as words
@@ -45,11 +45,12 @@ MAX_WORDS = 10_000
 MAX_FORM_FIELD = 2_000
 MAX_AN_HOUR = 10
 MAX_ANSWERS = 30
+# All that a reporter ever does with one report: proofs that fail and changed minds too.
+MAX_ADDED = 100
 # How long an answer waits at least and at most, so that its time tells nothing either.
 WAIT_SECONDS = (0.05, 0.25)
 MAX_ASKED = 1_000
 CATEGORY_KEY = "org.relay.category"
-_PERSON_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,128}\Z")
 _ROOM_NAME = re.compile(r"![A-Za-z0-9._~=+/\-]{1,64}\Z")
 
 
@@ -160,7 +161,7 @@ class Reports(Part):
             return await self._disclosures.may_report(reporter, told.event_id)
         if told.kind == "room":
             return _may_be_a_room(told.room_id) or await self._rooms.get(str(told.room_id)) is not None
-        return is_user_id(about) and (_may_be_a_person(about) or bool(await self._rooms.rooms_of(str(about))))
+        return is_user_id(about) and (is_typed_user_id(about) or bool(await self._rooms.rooms_of(str(about))))
 
     async def known_here(self, case: Case) -> bool:
         """For moderators: whether the room or the person that it is about is known on this server; of people elsewhere, nobody
@@ -344,11 +345,13 @@ class Reports(Part):
         )
         prepared = await self._disclosures.prepare(case.case_id, proof, _excluded(case))
         best = rules.better(case.disclosure, proof.result)
+        is_news = proof.opened or best != case.disclosure
         seen = [one.event_id for one in proof.items if one.step != "V1"]
         with self._db.write() as tx:
             self._disclosures.store(tx, case.case_id, prepared, actor="reporter")
             self._freeze.hold(tx, case.case_id, seen)
-            self._proved(tx, replace(case, disclosure=best), proof)
+            if is_news:  # moderators are not called for each try
+                self._proved(tx, replace(case, disclosure=best), proof)
             self._touch(
                 tx, case, None,
                 lambda now: replace(
@@ -416,6 +419,7 @@ class Reports(Part):
             )
 
     def _touch(self, tx: Tx, case: Case, happened: str | None, change: Any) -> None:
+        tx.call(lambda query: _still_patient(query, case.case_id))
         self._audit_log.record(
             tx, actor="reporter", action=happened or "report.added", target=case.case_id, reason_code="by_link",
             case_id=case.case_id,
@@ -438,14 +442,8 @@ def _told(body: dict[str, Any], kind: rules.Kind, *, reason_required: bool, room
     return Told(kind, category, reason.strip(), room_id, event_id, disclosure)
 
 
-def _may_be_a_person(text: object) -> bool:
-    """Without blanks and letters of other scripts. The standard's old grammar lets in any text after '@', and this one is stored
-    readable."""
-    return is_user_id(text) and bool(_PERSON_NAME.match(localpart_of(str(text))))
-
-
 def _may_be_a_room(text: object) -> bool:
-    """As servers make them; the standard's own grammar lets in any text that begins with '!'."""
+    """As servers make them; the standard's own grammar lets in any text that begins with '!', and this one is stored."""
     if not is_room_id(text):
         return False
     name, colon, server = str(text).partition(":")
@@ -456,13 +454,20 @@ def _targets(where: str) -> dict[str, str]:
     """Of what a stranger wrote, the identifiers of this network, so that the case can be sorted without opening it."""
     found: dict[str, str] = {}
     for word in where.replace(",", " ").split()[:50]:
-        if "user_id" not in found and _may_be_a_person(word):
+        if "user_id" not in found and is_typed_user_id(word):
             found["user_id"] = word
         elif "room_id" not in found and _may_be_a_room(word):
             found["room_id"] = word
         elif "event_id" not in found and is_event_id(word):
             found["event_id"] = word
     return found
+
+
+def _still_patient(query: Query, case_id: str) -> None:
+    """Each thing that a reporter adds is a row of the log, which nobody can make shorter. Raises ApiError."""
+    number = query.value("SELECT count(*) FROM audit_log WHERE case_id = $1 AND actor = 'reporter'", case_id)
+    if number >= MAX_ADDED:
+        raise ApiError("So much has been added to this report that no more is taken. Wait for the answer.", status=429)
 
 
 def _still_few(query: Query, case: Case, most: int) -> None:

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from relay.clock import DAY, Clock
 from relay.db import Database, Query, Tx
-from relay.errors import InvalidParam, NotFound
+from relay.errors import Forbidden, InvalidParam, NotFound
 from relay.moderation import case_rules as rules
 from relay.moderation import statements
 from relay.moderation.acts import MEASURES
@@ -110,6 +110,9 @@ class SafetyApi(Part):
         yield Route("GET", f"{BASE}/audit/checkpoint", self._checkpoint, auth="none")
         yield Route("POST", f"{BASE}/audit/acknowledge", self._acknowledge, auth="none")
         yield Route("GET", f"{BASE}/transparency/{{month}}", self._figures, auth="none")
+
+    def sweep(self, tx: Tx) -> None:
+        tx.run("DELETE FROM safety_requests WHERE ts <= $1", self._clock.now() - KEYS_KEPT)
 
     # --- reading
 
@@ -243,6 +246,8 @@ class SafetyApi(Part):
         signed = await self._integrations.accept(
             request, purpose="decision", report_id=case_id, version=case.version, scope="reports:decide"
         )
+        if case.category == "minor":
+            raise Forbidden("A report of this category is decided by a person, at the desk.")
         statement = statements.parse(signed.body, about=case.user_id)
         made = await self._decisions.decide(
             case_id, signed.actor, case.version, statement, automated=True, beside=signed.use_up

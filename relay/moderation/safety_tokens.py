@@ -179,6 +179,9 @@ class SafetyTokens(Part):
 
         tx.call(end)
 
+    def sweep(self, tx: Tx) -> None:
+        tx.run("DELETE FROM safety_tokens WHERE expires_ts <= $1", self._clock.now())
+
     async def keys_changed(self, before: KeyList | None, after: KeyList) -> None:
         """`ModeratorKeys.on_change`: of those who are no moderators any more."""
         listed = {one.user_id for one in after.keys}

@@ -144,9 +144,11 @@ class Webhooks(Part):
         pos = tx.pos()
         for one in wanted:
             message_id = f"msg_{secrets.token_urlsafe(18)}"
+            # Whoever announces may not know the category: of `minor` nothing goes out but that there is an urgent case.
             tx.run(
-                "INSERT INTO webhook_queue (target, pos, message_id, body, attempt, due_ts) VALUES ($1, $2, $3, $4, 0, $5)",
-                one.name, pos, message_id, body, now,
+                "INSERT INTO webhook_queue (target, pos, message_id, body, attempt, due_ts) SELECT $1, $2, $3, $4, 0, $5 "
+                "WHERE NOT EXISTS (SELECT 1 FROM cases WHERE case_id = $6 AND category = 'minor')",
+                one.name, pos, message_id, body, now, "" if type == URGENT else case_id or "",
             )  # fmt: skip
             tx.after(self._woken[one.name].set)
 

@@ -157,7 +157,7 @@ class Frame:
             status=status, text=html, content_type="text/html", charset="utf-8",
             headers={**HEADERS, "Content-Security-Policy": POLICY.format(nonce=nonce)},
         )  # fmt: skip
-        if _is_encrypted(request):
+        if self._is_encrypted(request):
             answer.headers["Strict-Transport-Security"] = "max-age=31536000"
         if visit.new:
             self.set_cookie(request, answer, visit)
@@ -177,14 +177,20 @@ class Frame:
 
     def origin(self, request: Request) -> str:
         """The address under which this page was asked for, to build links that are given away."""
-        return self._base_url or f"{'https' if _is_encrypted(request) else 'http'}://{request.http.host}"
+        return self._base_url or f"{'https' if self._is_encrypted(request) else 'http'}://{request.http.host}"
 
     def set_cookie(self, request: Request, answer: web.StreamResponse, visit: Visit) -> None:
         """A guest's ends with the browser; a signed-in one lives as long as the visit."""
         answer.set_cookie(
-            COOKIE, visit.cookie, path="/_relay/", httponly=True, samesite="Lax", secure=_is_encrypted(request),
+            COOKIE, visit.cookie, path="/_relay/", httponly=True, samesite="Lax", secure=self._is_encrypted(request),
             max_age=LIFETIME_MS // SECOND if visit.signed_in else None,
         )  # fmt: skip
+
+    def _is_encrypted(self, request: Request) -> bool:
+        """Also behind a proxy that does not say so, where the page was asked for under the relay's own https address."""
+        # Whoever lies in these headers spoils only her own cookie.
+        told = request.http.headers.get("X-Forwarded-Proto", "").strip().lower() == "https"
+        return request.http.secure or told or self._base_url.lower() == f"https://{request.http.host}".lower()
 
     # --- files
 
@@ -249,11 +255,6 @@ def lines(text: str) -> Markup:
 
 def _own_path(request: Request) -> str:
     return local_path(request.http.rel_url.raw_path_qs)
-
-
-def _is_encrypted(request: Request) -> bool:
-    # Whoever lies in this header spoils only her own cookie.
-    return request.http.secure or request.http.headers.get("X-Forwarded-Proto", "").strip().lower() == "https"
 
 
 def _read_static() -> dict[str, _Static]:

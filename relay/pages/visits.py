@@ -23,6 +23,7 @@ LIFETIME_MS = 7 * DAY
 # What moderators do asks for the password once a working day.
 FRESH_MS = 12 * HOUR
 MAX_VISITS_OF_ONE = 20
+SWEEP_SECONDS = 3_600.0
 PASSWORD = "password"
 ACCOUNT, APPEAL = "account", "appeal"
 
@@ -116,6 +117,14 @@ class Visits(Part):
             )
         await tx
         return Visit(cookie, user_id, opens, proved_ts=now, proved=proved, new=True)
+
+    async def run(self) -> None:
+        """Those that are over leave no trace, also where nobody signs in any more."""
+        while True:
+            with self._db.write() as tx:
+                tx.run("DELETE FROM visits WHERE expires_ts <= $1", self._clock.now())
+            await tx
+            await self._clock.sleep(SWEEP_SECONDS)
 
     async def end(self, visit: Visit) -> None:
         with self._db.write() as tx:

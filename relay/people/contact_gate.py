@@ -31,6 +31,8 @@ log = structlog.get_logger("contact")
 CHOICES: tuple[InvitesFrom, ...] = get_args(InvitesFrom)
 # Invites that are held back for one person; more are refused.
 MAX_HELD = 200
+# Of one server's people, so that no server alone shuts the gate for everybody.
+MAX_HELD_OF_SERVER = 50
 LOOK_MS = HOUR
 # What could not be turned down at once, such as where the other server is down, is tried again after this.
 RETRY_MS = 10 * MINUTE
@@ -141,7 +143,10 @@ class ContactGate(Part, OpenDoors):
                 errcode="M_INVITE_BLOCKED",
             )
         await self._load()
-        if len(self._held.get(target, ())) >= MAX_HELD and not await self._may_invite(sender, target, choice):
+        held, server = self._held.get(target, {}), server_of(sender)
+        of_server = sum(1 for one in held.values() if server_of(one.sender) == server)
+        too_many = len(held) >= MAX_HELD or of_server >= MAX_HELD_OF_SERVER
+        if too_many and not await self._may_invite(sender, target, choice):
             raise Forbidden(f"{target} has too many unanswered invites. Try again in some days.")
 
     async def _may_invite(self, sender: str, target: str, choice: str) -> bool:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from relay.clock import DAY, Clock
 from relay.db import Database, Query, Tx
 from relay.errors import ApiError, Forbidden, InvalidParam, NotFound
-from relay.ids import is_user_id
+from relay.ids import is_typed_user_id
 from relay.part import Part
 from relay.tables import Schema, Table
 
 MAX_LINKS = 50
 MAX_PASSES_OF_LINK = 500
 MAX_TOKEN = 64
+SWEEP_SECONDS = 3_600.0
 PASS_LIFETIME_MS = 30 * DAY
 GONE = "This contact link is not valid any more. Ask whoever gave it to you for a new one."
 
@@ -127,7 +128,7 @@ class ContactLinks(Part):
 
     async def use(self, token: str, guest: str) -> str:
         """From now on `guest` may invite the owner, whose user ID is returned."""
-        if not is_user_id(guest):
+        if not is_typed_user_id(guest):
             raise InvalidParam(
                 "This is not a Matrix user ID. It looks like @name:server, and your app shows it under its settings."
             )
@@ -167,6 +168,13 @@ class ContactLinks(Part):
             )
         )
         return found is not None and int(found) > self._clock.now()
+
+    async def run(self) -> None:
+        while True:
+            with self._db.write() as tx:
+                tx.run("DELETE FROM contact_passes WHERE until_ts <= $1", self._clock.now())
+            await tx
+            await self._clock.sleep(SWEEP_SECONDS)
 
     def forget(self, tx: Tx, user_id: str, erase: bool) -> None:
         """For `Account.on_deactivated`."""

@@ -90,6 +90,12 @@ async def test_rows_are_only_ever_added(log: AuditLog) -> None:
         ("DELETE FROM audit_log WHERE seq = 2", "Rows 2 to 2 are missing."),
         ("DELETE FROM audit_log WHERE seq > 2", "it was cut."),
         ("UPDATE audit_checkpoints SET statement = '{\"seq\": 6}'", "signature of the checkpoint"),
+        ("UPDATE audit_checkpoints SET statement = X'FF00'", "signature of the checkpoint"),
+        ("UPDATE audit_checkpoints SET statement = '[1]'", "signature of the checkpoint"),
+        ("UPDATE audit_log SET hash = 7 WHERE seq = 2", "Row 2 was changed."),
+        ("UPDATE audit_log SET prev_hash = 'x' WHERE seq = 2", "Row 2 does not follow"),
+        ("UPDATE audit_log SET sealed = 3 WHERE seq = 2", "Row 2 was changed."),
+        ("UPDATE audit_log SET ts = 1.5 WHERE seq = 2", "Row 2 was changed."),
     ],
 )
 async def test_tampering_is_found(log: AuditLog, statement: str, said: str) -> None:

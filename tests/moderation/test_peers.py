@@ -183,6 +183,8 @@ async def test_another_server_can_neither_flood_nor_guess_nor_write(town: Town) 
     for changed in (
         {"event_id": "$" + "x" * 43}, {"room_id": "!" + "x" * 43}, {"envelope": {}}, {"envelope": {**good["envelope"], "version": 2}},
         {"envelope": bundle.sealed_to([*to, *to][:2], item).json()}, {"envelope": {**good["envelope"], "wraps": {}}},
+        {"envelope": {**good["envelope"], "wraps": dict.fromkeys(good["envelope"]["wraps"], "A" * 400)}},
+        {"envelope": {**good["envelope"], "iv": "A" * 40}},
     ):  # fmt: skip
         assert (await refused("PUT", where, {**good, **changed})).status in (400, 404)
     await asks.send(here.house.name, "PUT", f"{base}/{where}", good, forced=True)

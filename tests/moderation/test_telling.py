@@ -20,6 +20,7 @@ from relay.config.hooks import Integration, WebhookTarget
 from relay.db import Database
 from relay.errors import ApiError, Unauthorized
 from relay.moderation import signatures
+from relay.moderation.case_rows import SCHEMA as CASES
 from relay.moderation.integrations import Integrations, Signed
 from relay.moderation.webhooks import WAITS_MS, Webhooks
 from relay.web import Request, Route
@@ -111,7 +112,7 @@ async def test_private_addresses_are_not_told_and_long_silence_ends_it(tmp_path:
         free = Outward(SystemLookups(), AddressRule(private=True), tls_context(), plain=True)
         webhooks = Webhooks(db, clock, targets, Posting(guarded), Posting(free))
         assert webhooks.schema is not None
-        await db.open([webhooks.schema], "x.example")
+        await db.open([webhooks.schema, CASES], "x.example")
         await webhooks.open()
         await announce(webhooks, db, "report.created", case_id="a", category="spam", state="new")
         loop = asyncio.create_task(webhooks.run())
