@@ -86,6 +86,10 @@ class Outbox(Part):
                 lane.begin_again(since)
                 self._drivers.wake(lane)
 
+    def backlog(self) -> tuple[int, int]:
+        """How many servers something waits for, and how many can't be reached."""
+        return sum(1 for lane in self.positions.lanes.values() if lane.has_work), len(self._backoff.failing())
+
     # --- following the log
 
     async def run(self) -> None:

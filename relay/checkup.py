@@ -128,12 +128,36 @@ def _openness(settings: Settings) -> Iterator[Finding]:
             "Rate limits are off, so passwords can be guessed at full speed.",
             "Set limits.enabled to true, or leave it out.",
         )
+    for listener in settings.listeners:
+        if "metrics" in listener.serves:
+            yield from _figures(listener, with_token=bool(settings.metrics.token))
     if settings.privacy.seal == "open":
         yield Finding(
             "warning",
             "The seal is open: messages without encryption are stored readable.",
             "For a sealed relay set privacy.seal to standard, or leave it out.",
         )
+
+
+def _figures(listener: Listener, *, with_token: bool) -> Iterator[Finding]:
+    place = f"port {listener.port} on {listener.address}"
+    if not ipaddress.ip_address(listener.address).is_loopback:
+        others = (
+            "to whoever has the token" if with_token else "to nobody but this machine, since metrics.token is not set"
+        )
+        yield Finding(
+            "warning",
+            f"Figures are served on {place}, which can be reached from elsewhere ({others}).",
+            "They tell how busy this relay is and how many reports wait. Listen on 127.0.0.1, or let only your monitoring in.",
+        )
+    elif len(listener.serves) > 1:
+        yield Finding(
+            "warning",
+            f"Figures are served on {place} beside what a proxy hands on to others.",
+            "Give metrics a listener of its own, on a port that no proxy knows.",
+        )
+    else:
+        yield Finding("ok", f"Figures are served on {place}, to this machine.")
 
 
 def _services(data_dir: Path, settings: Settings) -> Iterator[Finding]:

@@ -81,6 +81,7 @@ from relay.limits import Limits
 from relay.listeners import Listeners
 from relay.media.remote_copies import RemoteCopies
 from relay.media.routes import Media
+from relay.metrics import Backlog, Metrics
 from relay.moderation import assembled as moderation_assembled
 from relay.moderation.acting import Means
 from relay.moderation.casework import Ground
@@ -395,6 +396,8 @@ class Server:
         self._parts += moderation.parts
         appservices.lend_no_powers(login, moderation.acting.persons)
         contact_gate.own_accounts.update(f"@{localpart}:{name}" for localpart in OWN_NAMES)
+
+        self._parts.append(Metrics(settings.metrics, db, clock, appender, keeping, lambda: Backlog(*outbox.backlog())))
 
         # What a browser shows.
         pages = pages_assembled.assemble(

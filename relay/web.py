@@ -80,7 +80,7 @@ class Route:
     auth: Auth = "user"
     limit: str | None = None
     body: Literal["json", "stream"] = "json"
-    serves: Literal["client", "federation", "both"] = "client"
+    serves: Literal["client", "federation", "both", "metrics"] = "client"
     max_body: int = MAX_BODY
     when_locked: bool = False
     refusal: Refusal | None = None
@@ -336,20 +336,24 @@ class Web:
         services: AssertsIdentities | None = None,
     ) -> None:
         """`services` is None where there are no application services."""
-        everything = list(routes)
+        self._routes = list(routes)
         self.routers = {
-            "client": Router(r for r in everything if r.serves != "federation"),
-            "federation": Router(r for r in everything if r.serves != "client"),
-            "both": Router(everything),
+            "client": self._router(frozenset({"client"})),
+            "federation": self._router(frozenset({"federation"})),
+            "both": self._router(frozenset({"client", "federation"})),
         }
         self._sessions = sessions
         self._servers = servers
         self._services = services
         self._limits = limits
 
+    def _router(self, serves: frozenset[str]) -> Router:
+        anybody = serves & {"client", "federation"}
+        return Router(r for r in self._routes if (anybody if r.serves == "both" else r.serves in serves))
+
     def listener(self, serves: frozenset[str], trusted_proxies: Sequence[str] = ()) -> web.Server:
         """The addresses of `trusted_proxies` are believed when they say whom they speak for."""
-        router = self.routers["both"] if len(serves) > 1 else self.routers[next(iter(serves))]
+        router = self._router(serves)
         networks = tuple(ipaddress.ip_network(text, strict=False) for text in trusted_proxies)
 
         async def answer(http: web.BaseRequest) -> web.StreamResponse:

@@ -30,7 +30,7 @@ ORDER = (
     ("relay.moderation", "relay.privacy"),
     ("relay.sync", "relay.appservices"),
     ("federation", "relay.pages"),
-    ("relay.control", "relay.folder", "relay.checkup", "relay.answers", "relay.inspection", "relay.moderating", "relay.moderator_line", "relay.proof_line", "relay.reloading", "relay.forgetting", "relay.own_keys", "relay.peer_commands", "relay.hook_commands", "relay.classifier_line", "relay.server", "relay.serving", "relay.__main__"),
+    ("relay.control", "relay.folder", "relay.checkup", "relay.answers", "relay.inspection", "relay.moderating", "relay.moderator_line", "relay.proof_line", "relay.reloading", "relay.forgetting", "relay.own_keys", "relay.peer_commands", "relay.hook_commands", "relay.classifier_line", "relay.metrics", "relay.server", "relay.serving", "relay.__main__"),
 )  # fmt: skip
 # What protocol/ may use beside itself and most of the standard library.
 PURE_PACKAGES = {"orjson", "canonicaljson", "nacl"}

@@ -11,6 +11,7 @@ from relay.config.appservices import Appservices
 from relay.config.contact import Contact
 from relay.config.federation import Federation
 from relay.config.hooks import Hooks
+from relay.config.metrics import Metrics
 from relay.config.moderation import Moderation
 from relay.config.reading import CONFIG_NAME, ConfigError, choices_of, load, parse
 from relay.config.sections import (
@@ -46,6 +47,7 @@ __all__ = [
     "Listener",
     "Log",
     "Media",
+    "Metrics",
     "Moderation",
     "Presence",
     "Privacy",

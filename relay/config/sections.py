@@ -27,8 +27,8 @@ class Listener(Section, frozen=True):
     Example: fullchain.pem"""
     tls_key: str | None = None
     """PEM file with its private key. A renewed pair of files is taken up without a restart. Example: privkey.pem"""
-    serves: tuple[Literal["client", "federation"], ...] = ("client", "federation")
-    """What is answered here: client (apps), federation (other servers)."""
+    serves: tuple[Literal["client", "federation", "metrics"], ...] = ("client", "federation")
+    """What is answered here: client (apps), federation (other servers), metrics (figures; best on a listener of its own)."""
     trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
     """Addresses or networks of reverse proxies whose X-Forwarded-For is believed. Used in memory for rate limits,
     never written."""

@@ -8,6 +8,7 @@ from relay.config.appservices import Appservices
 from relay.config.contact import Contact
 from relay.config.federation import Federation
 from relay.config.hooks import Hooks
+from relay.config.metrics import Metrics
 from relay.config.moderation import Moderation
 from relay.config.sections import (
     Accounts,
@@ -64,6 +65,8 @@ class Settings(Section, frozen=True):
     """Bridges and bots of yours (application services)."""
     moderation: Moderation = Moderation()
     """Reports, and what becomes of them. See docs/moderation.md."""
+    metrics: Metrics = Metrics()
+    """Figures for a monitoring program. See docs/operating.md."""
     log: Log = Log()
     """What the relay tells about itself, on standard error."""
 

@@ -11,6 +11,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Protocol
 
 import structlog
@@ -91,6 +92,7 @@ class _Kept:
     asked: int = 0
     refused: int = 0
     failed: int = 0
+    seconds: float = 0.0
     denies: OrderedDict[tuple[str, Asked], tuple[float, Verdict]] = field(default_factory=OrderedDict)
 
 
@@ -128,6 +130,7 @@ class Hooks:
         if point.remembered and kept.denies and (known := self._remembered(kept, point, asked)) is not None:
             return known
         kept.asked += 1
+        began = perf_counter()
         try:
             answer = kept.rule.ask(point, asked)
             if isinstance(answer, Awaitable):
@@ -135,6 +138,8 @@ class Hooks:
                     answer = await answer
         except Exception as error:
             return self._failed(kept, point, error)
+        finally:
+            kept.seconds += perf_counter() - began
         kept.failures_in_a_row = 0
         kept.rests_until = 0.0
         if answer is None or answer.decision == "allow":
@@ -185,6 +190,7 @@ class Hooks:
                 "asked": kept.asked,
                 "refused": kept.refused,
                 "failed": kept.failed,
+                "seconds": round(kept.seconds, 6),
                 "resting": kept.rests_until > now,
             }
             for kept in self._kept

@@ -36,6 +36,8 @@ class Appender:
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
         self._server_name = rooms.server_name
+        # How many events have come into rooms since the start; for the figures.
+        self.sent = self.received = 0
 
     def new_room(self, tx: Tx, room: Room) -> None:
         """The row of a room that was not known before."""
@@ -207,6 +209,10 @@ class Appender:
         self, tx: Tx, room: Room, one: Stored, supersedes: Collection[str] | None = None, *, latest: bool = True
     ) -> Stored:
         event = one.event
+        if one.marks & LOCAL:
+            self.sent += 1
+        else:
+            self.received += 1
         self._insert(tx, room, one)
         older = event.prev_events if supersedes is None else supersedes
         cited = [event_id for event_id in older if room.extremities.pop(event_id, None) is not None]
