@@ -228,10 +228,16 @@ class Cases(Part):
             if case.state != state:
                 rules.require_step(case.state, state)
             new = rules.require_category(category) if category is not None else case.category
+            kept = rules.kept_until(new, case.created_ts, case.decided_ts)
+            if case.category == "minor":  # whoever sorts it elsewhere must not make it go sooner
+                kept = max(kept, case.keep_until)
             return replace(
-                case, state=state, category=new, due_ts=min(case.due_ts, rules.due(new, case.created_ts)),
-                keep_until=rules.kept_until(new, case.created_ts, case.decided_ts),
-            )  # fmt: skip
+                case,
+                state=state,
+                category=new,
+                due_ts=min(case.due_ts, rules.due(new, case.created_ts)),
+                keep_until=kept,
+            )
 
         return await self._change(case_id, actor, version, sorted_, "case.sorted", category or state)
 

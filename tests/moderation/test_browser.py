@@ -83,6 +83,18 @@ async def test_what_bob_read_in_an_unmodified_client_is_proved_by_his_key_export
             await one.closes()
 
 
+async def test_the_proof_tool_does_nothing_where_it_came_over_the_network() -> None:
+    async with chromium() as browser:
+        page = await (await browser.new_context()).new_page()
+        await page.route("**/*", lambda route: route.fulfill(body=PAGE.read_text("utf-8"), content_type="text/html"))
+        for address in ("http://relay.example/proof.html", "https://relay.example/proof.html"):
+            await page.goto(address)
+            assert await page.is_visible("#refused") and not await page.is_visible("#tool"), address
+        await page.unroute_all()
+        await page.goto(PAGE.as_uri())
+        assert await page.is_visible("#tool") and not await page.is_visible("#refused")
+
+
 async def in_the_proof_tool(browser: Any, export: Path, events: list[Any], folder: Path) -> str:
     """A person at the page: the export, the passphrase, the messages; what it says where she errs; the code."""
     context = await browser.new_context(viewport={"width": 900, "height": 1400})

@@ -195,10 +195,96 @@ async def test_what_may_show_a_minor_is_told_once_and_decided_by_people(town: To
         carl = await town.user("carl@one")
         await carl.calls("POST", f"users/{path(bob.id)}/report", {"reason": ""})
         assert await until(lambda: any(one["type"] == "report.created" for one in tool.told("told"))), "what came later"
+        checkpoint = await mod.house.command("moderation.checkpoint")
+        assert await until(lambda: any(one["type"] == "audit.checkpoint" for one in tool.told("told")))
+        assert checkpoint in [one["data"] for one in tool.told("told")], (
+            "how far the log has come leaves the machine signed"
+        )
         told = [(one["type"], one["data"].get("report_id")) for one in tool.told("told")]
         assert [one for one in told if one[1] == case["id"]] == [("report.urgent", case["id"])], (
             "and nothing else of it"
         )
+
+
+async def test_what_may_show_a_minor_is_handed_to_nobody_and_outlives_its_sender(town: Town) -> None:
+    await town.relay("one", "moderation: {forwarding: true}\n")
+    mod = await desk(town)
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room(with_=bob)
+    session = Session()
+    said = await bob.sends(room, session.says(room, "an ugly word"))
+    await reports(alice, room, said, "a reason", **{"org.relay.category": "minor"})
+    work = casework(mod.house)
+    link = await link_of(mod, alice, 1)
+    assert (
+        await work.reports.attach_proof(link, alice.id, disclosure(Item(said, 0, session.prk(0))))
+    ).result == "verified"
+    [case] = await mod.queue()
+    with pytest.raises(ApiError, match="never forwarded"):
+        await work.reports.consent(link, alice.id, True)
+    with pytest.raises(ApiError, match="never forwarded"):
+        await work.peers.forward(case["id"], mod.person.id, said, {})
+    await mod.decides(case["id"])
+    await mod.house.command("user.deactivate", user="bob", erase=True)
+
+    async def is_there() -> bool:
+        assert mod.house.server is not None
+        stored = await mod.house.server.rooms.event(said)
+        return (
+            stored is not None
+            and "ciphertext" in stored.event.content
+            and bool((await mod.reads(case["id"]))["evidence"])
+        )
+
+    for days in (3, 200):
+        town.clock.forward(hours=days * DAYS)
+        await work.keeping.look()
+        assert await is_there(), "ciphertext and proof stay, whoever closes an account, and longer than others"
+    town.clock.forward(hours=170 * DAYS)
+    await work.keeping.look()
+    assert (await work.cases.get(case["id"])).emptied, "for a year"
+
+
+async def test_sorting_shortens_nothing_that_may_show_a_minor(town: Town) -> None:
+    mod = await desk(town)
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room(with_=bob)
+    await reports(alice, room, await bob.sends(room), "x", **{"org.relay.category": "minor"})
+    [case] = await mod.queue()
+    await mod.decides(case["id"])
+    work = casework(mod.house)
+    before = (await work.cases.get(case["id"])).keep_until
+    await work.appeals.file(case["id"], alice.id, "please look again")
+    with pytest.raises(ApiError):
+        await work.cases.triage(case["id"], mod.person.id, category="spam")
+    await reports(alice, room, await bob.sends(room), "x", **{"org.relay.category": "minor"})
+    [second] = [one for one in await mod.queue() if one["id"] != case["id"]]
+    await mod.asks("POST", f"reports/{second['id']}/sort", {"category": "spam"})
+    sorted_ = await work.cases.get(second["id"])
+    assert sorted_.category == "spam" and sorted_.keep_until >= before
+
+
+async def test_the_operator_hears_that_a_readable_room_has_readers_elsewhere(town: Town) -> None:
+    house = await town.relay("one")
+    alice, bob = await town.users("alice@one", "bob@two")
+    room = await alice.creates_room()
+    await house.stop()
+    file = house.folder / "relay.yaml"
+    file.write_text(file.read_text() + f"privacy: {{clear_rooms: ['{room}', '!nobody']}}\n")
+    await house.start()
+
+    async def said() -> list[str]:
+        return [one["what"] for one in await house.command("check") if room in one["what"] or "!nobody" in one["what"]]
+
+    assert [one for one in await said() if "!nobody" in one] and not [one for one in await said() if room in one]
+    await alice.invites_to(room, bob)
+    assert await bob.notices(lambda: room in bob.invites)
+    await bob.joins(room, alice.server)
+
+    async def is_warned() -> bool:
+        return any(room in one and "other servers" in one for one in await said())
+
+    assert await until(is_warned)
 
 
 @pytest.fixture
