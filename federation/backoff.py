@@ -51,7 +51,7 @@ class Backoff:
     def wait_left(self, server: str) -> int:
         """Milliseconds until the next attempt; 0 where one may be made now."""
         trouble = self._troubles.get(server)
-        return 0 if trouble is None else max(0, trouble.retry_at - self._clock.now())
+        return 0 if trouble is None else _left(trouble, self._clock.now())
 
     def require(self, server: str) -> None:
         """Raises RemoteError while the server is left alone."""
@@ -68,7 +68,7 @@ class Backoff:
             if len(self._troubles) >= MAX_SERVERS:
                 del self._troubles[next(iter(self._troubles))]
             trouble = self._troubles[server] = Trouble(now, now, self._least, now)
-        elif now < trouble.retry_at:
+        elif _left(trouble, now):
             return  # several requests that fail together are one failure
         else:
             trouble.wait = min(self._most, trouble.wait * 2)
@@ -94,3 +94,8 @@ class Backoff:
     def _changed(self, server: str) -> None:
         if self._on_change is not None:
             self._on_change(server)
+
+
+def _left(trouble: Trouble, now: int) -> int:
+    # A failure that lies ahead: the clock was set back since, and how long ago it was, nobody knows.
+    return 0 if now < trouble.failed_at else max(0, trouble.retry_at - now)

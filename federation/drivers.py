@@ -122,7 +122,7 @@ class Drivers:
     def wake_due(self) -> None:
         """Whose wait is over."""
         now = self._clock.now()
-        while self.timers and self.timers[0][0] <= now:
+        while self.timers and (self.timers[0][0] <= now or not self._backoff.wait_left(self.timers[0][1])):
             lane = self._positions.lanes.get(heapq.heappop(self.timers)[1])
             if lane is not None:
                 lane.retry_at = 0

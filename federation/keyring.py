@@ -256,9 +256,11 @@ class Keyring(Part):
             return False
         now = self._clock.now()
         known = self._servers.get(server)
-        if known is not None and known.fetched_at + REFETCH_MIN > now:
+        # A time that lies further ahead than it was put there: the clock was set back since, and it says nothing.
+        if known is not None and known.fetched_at <= now < known.fetched_at + REFETCH_MIN:
             return False
-        return self._failures.get(server, (0, 0))[0] <= now
+        until, wait = self._failures.get(server, (0, 0))
+        return not until - wait <= now < until
 
     async def _refresh_all(self, servers: Iterable[str]) -> None:
         lacking = list(servers)

@@ -92,11 +92,12 @@ def free_port() -> int:
 class House:
     """What relays in the same process and in one of their own have alike: a folder, a name, ports."""
 
-    def __init__(self, town: Town, nickname: str, settings: str) -> None:
+    def __init__(self, town: Town, nickname: str, settings: str, *, known_port: int | None = None) -> None:
+        """`known_port`: where others find it, if something stands between them and it."""
         self.town = town
         self.nickname = nickname
         self.client_port, self.federation_port = free_port(), free_port()
-        self.name = f"localhost:{self.federation_port}"
+        self.name = f"localhost:{known_port or self.federation_port}"
         self.url = f"http://127.0.0.1:{self.client_port}"
         self.folder = town.folder / nickname
         self.folder.mkdir(mode=0o700, exist_ok=True)
@@ -164,13 +165,17 @@ class Apart(House):
     process: subprocess.Popen[bytes] | None = None
     file_limit_bytes: int | None = None
 
+    module = "relay"
+
+    def environment(self) -> dict[str, str]:
+        return {key: value for key, value in os.environ.items() if key != "RELAY_SERVER_NAME"}
+
     async def start(self) -> None:
-        environment = {key: value for key, value in os.environ.items() if key != "RELAY_SERVER_NAME"}
         with self.log.open("ab") as log:
             # Waited for by hand: asyncio's own children can't be waited for from a later event loop.
             self.process = subprocess.Popen(  # noqa: ASYNC220
-                [sys.executable, "-m", "relay", "serve", "--data", str(self.folder)],
-                stdout=log, stderr=log, cwd=ROOT, env=environment, start_new_session=True,
+                [sys.executable, "-m", self.module, "serve", "--data", str(self.folder)],
+                stdout=log, stderr=log, cwd=ROOT, env=self.environment(), start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:

@@ -218,8 +218,10 @@ class Later(Part):
 def _due(query: Query, now: int, heard: Sequence[str]) -> list[Row]:
     columns = "event_id, room_id, origin, json, marks, redacts, came_ts, wait_ms"
     rows = query.all(
-        f"SELECT {columns} FROM waiting_events WHERE retry_ts <= $1 ORDER BY retry_ts, came_ts LIMIT $2",
+        # None waits longer than that: where it says so, the clock was set back.
+        f"SELECT {columns} FROM waiting_events WHERE retry_ts <= $1 OR retry_ts > $2 ORDER BY retry_ts, came_ts LIMIT $3",
         now,
+        now + LONGEST_WAIT,
         MAX_AT_ONCE,
     )
     for server in heard:

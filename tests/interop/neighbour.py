@@ -46,10 +46,11 @@ def why_not() -> str | None:
 
 
 class Synapse:
-    def __init__(self, folder: Path, authority: Authority) -> None:
+    def __init__(self, folder: Path, authority: Authority, *, known_port: int | None = None) -> None:
+        """`known_port`: where others find it, if something stands between them and it."""
         self.folder = folder
         self.client_port, self.federation_port = free_port(), free_port()
-        self.name = f"localhost:{self.federation_port}"
+        self.name = f"localhost:{known_port or self.federation_port}"
         self.url = f"http://127.0.0.1:{self.client_port}"
         self.process: subprocess.Popen[bytes] | None = None
         authority.certify(folder, "localhost", "127.0.0.1")
