@@ -183,6 +183,19 @@ async def test_a_server_without_keys_is_not_asked_over_and_over(tmp_path: Path) 
         assert count <= before + 1, "a made-up key ID is no reason to ask every time"
 
 
+async def test_a_clock_that_was_set_back_keeps_nobody_from_asking(tmp_path: Path) -> None:
+    async with two_servers(tmp_path) as (one, two):
+        one.clock.forward(5 * HOUR)
+        await two.listening.stop()
+        assert await one.keyring.verified([made(two)]) == [False]
+        one.clock.forward(-5 * HOUR)
+        await two.stop()
+        await two.start()
+        assert await one.keyring.verified([made(two)]) == [True], "a failure that lies ahead says nothing"
+        one.keyring._servers[two.name].fetched_at += 5 * HOUR
+        assert one.keyring._may_fetch(two.name), "nor does a time at which they were fetched"
+
+
 async def test_objects_are_verified_too(tmp_path: Path) -> None:
     async with two_servers(tmp_path) as (one, two):
         signed = sign_json({"a": 1}, two.name, two.key)
