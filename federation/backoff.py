@@ -1,6 +1,7 @@
 """Which servers could not be reached, and from when on it is worth trying again. In memory; the outbox keeps it on disk.
 
-The wait doubles with each failure. A request of theirs shows that they live, and shortens it to the least wait.
+The wait doubles with each failure, up to a bound that is longer for a server that has been silent for long. A request of
+theirs shows that they live, and shortens it to the least wait.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from relay.clock import SECOND, Clock
+from relay.clock import DAY, SECOND, Clock
 from relay.errors import RemoteError
 
 MAX_SERVERS = 20_000
 JITTER = 0.2
+# A server that was silent for so long is tried once a day.
+SILENT_AFTER = 7 * DAY
+MOST_WHILE_SILENT = DAY
 
 
 @dataclass(slots=True)
@@ -51,7 +55,7 @@ class Backoff:
     def wait_left(self, server: str) -> int:
         """Milliseconds until the next attempt; 0 where one may be made now."""
         trouble = self._troubles.get(server)
-        return 0 if trouble is None else _left(trouble, self._clock.now())
+        return 0 if trouble is None else left(trouble, self._clock.now())
 
     def require(self, server: str) -> None:
         """Raises RemoteError while the server is left alone."""
@@ -61,19 +65,22 @@ class Backoff:
                 server, 0, f"it could not be reached lately, the next attempt is in {left // SECOND + 1} s"
             )
 
-    def failed(self, server: str, at_least: int = 0) -> None:
+    def failed(self, server: str, at_least: int = 0, *, before: Trouble | None = None) -> None:
+        """`before` is a trouble that goes on, although the server has answered something since."""
         now = self._clock.now()
-        trouble = self._troubles.get(server)
-        if trouble is None:
-            if len(self._troubles) >= MAX_SERVERS:
-                del self._troubles[next(iter(self._troubles))]
-            trouble = self._troubles[server] = Trouble(now, now, self._least, now)
-        elif _left(trouble, now):
+        known = self._troubles.get(server)
+        if known is not None and left(known, now):
             return  # several requests that fail together are one failure
-        else:
-            trouble.wait = min(self._most, trouble.wait * 2)
-        trouble.failed_at = now
-        trouble.retry_at = now + max(at_least, int(trouble.wait * random.uniform(1, 1 + JITTER)))
+        since, wait = now, self._least
+        if known is not None or before is not None:
+            since = min(one.since for one in (known, before) if one is not None)
+            wait = max(one.wait for one in (known, before) if one is not None) * 2
+        most = self._most if now - since < SILENT_AFTER else max(self._most, MOST_WHILE_SILENT)
+        wait = min(most, wait)
+        if known is None and len(self._troubles) >= MAX_SERVERS:
+            del self._troubles[next(iter(self._troubles))]
+        retry_at = now + max(at_least, int(wait * random.uniform(1, 1 + JITTER)))
+        self._troubles[server] = Trouble(since, now, wait, retry_at)
         self._changed(server)
 
     def succeeded(self, server: str) -> None:
@@ -96,6 +103,7 @@ class Backoff:
             self._on_change(server)
 
 
-def _left(trouble: Trouble, now: int) -> int:
+def left(trouble: Trouble, now: int) -> int:
+    """Milliseconds until the next attempt."""
     # A failure that lies ahead: the clock was set back since, and how long ago it was, nobody knows.
     return 0 if now < trouble.failed_at else max(0, trouble.retry_at - now)

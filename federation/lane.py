@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from federation.backoff import Trouble
 from relay.protocol.canonical import encode, to_urlsafe_base64
 
 # Spec: server-server-api/#transactions
@@ -64,6 +65,7 @@ class Lane:
         "mixed",
         "narrow",
         "passing",
+        "refused",
         "retry_at",
         "server",
     )
@@ -87,6 +89,8 @@ class Lane:
         self.narrow = 0
         self.awake = False
         self.retry_at = 0
+        # It answers, and does not take what is sent: that it answers other questions makes no attempt come sooner.
+        self.refused: Trouble | None = None
 
     @property
     def has_work(self) -> bool:
@@ -117,12 +121,12 @@ class Lane:
             return
         self.events.append(waiting)
 
-    def add_passing(self, key: str, edu_type: str, content: dict[str, Any]) -> None:
+    def add_passing(self, key: str, edu: bytes) -> None:
         """A later one with the same key replaces an earlier one that still waits."""
         self.passing.pop(key, None)
         if len(self.passing) >= MAX_PASSING:
             del self.passing[next(iter(self.passing))]
-        self.passing[key] = _edu(edu_type, encode(content))
+        self.passing[key] = edu
 
     def begin_again(self, after: int) -> None:
         """The log is read from further back, also what is queued or in flight; peers know by the ID what they had."""
@@ -196,6 +200,11 @@ class Lane:
         if self.flight is not None:
             self.narrow = self.flight.items
             self.drop_flight()
+
+
+def passing_edu(edu_type: str, content: dict[str, Any]) -> bytes:
+    """The form that `Lane.add_passing` takes: made once, for however many servers."""
+    return _edu(edu_type, encode(content))
 
 
 def _edu(edu_type: str, content: bytes) -> bytes:

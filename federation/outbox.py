@@ -15,7 +15,7 @@ from federation.backoff import Backoff
 from federation.catch_up import EventLog, KnownRoom, Logged, destinations, in_room, leaves_here
 from federation.connections import Connections
 from federation.drivers import Drivers
-from federation.lane import Waiting
+from federation.lane import Waiting, passing_edu
 from federation.positions import DESTINATIONS, Positions
 from relay.bell import Bell
 from relay.clock import HOUR, SECOND, Clock
@@ -64,15 +64,19 @@ class Outbox(Part):
 
     # --- what others call
 
-    def passing(self, destination: str, edu_type: str, content: dict[str, Any], key: str) -> None:
+    def passing(self, servers: Iterable[str], edu_type: str, content: dict[str, Any], key: str) -> None:
         """Leaves soon or, where the server can't be reached, never."""
-        if self._drivers.group is None or self._backoff.wait_left(destination) or not is_server_name(destination):
+        if self._drivers.group is None:
             return
-        if not self._departures.allows(destination):
-            return
-        lane = self.positions.lane(destination)
-        lane.add_passing(key, edu_type, content)
-        self._drivers.wake(lane)
+        edu: bytes | None = None
+        for server in servers:
+            if self._backoff.wait_left(server) or not is_server_name(server) or not self._departures.allows(server):
+                continue
+            if edu is None:
+                edu = passing_edu(edu_type, content)
+            lane = self.positions.lane(server)
+            lane.add_passing(key, edu)
+            self._drivers.wake(lane)
 
     def heard_from(self, server: str) -> None:
         """It sent us a signed request: what waits for it is worth an attempt."""

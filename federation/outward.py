@@ -6,6 +6,7 @@ kept and used again per target, port and name on the certificate, never for anot
 
 from __future__ import annotations
 
+import resource
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from yarl import URL
 from federation.addresses import AddressRule, CheckedResolver, Lookups, is_literal
 from relay.errors import RemoteError
 
-MAX_CONNECTIONS = 300
+# In use at once; fewer where the process may not have so many files open.
+MAX_CONNECTIONS = 1_000
 MAX_CONNECTIONS_PER_TARGET = 16
 KEEP_IDLE_SECONDS = 90.0
 CONNECT_SECONDS = 10.0
@@ -81,7 +83,7 @@ class Outward:
                 ssl=self._tls,
                 resolver=CheckedResolver(self._lookups, self._rule),
                 ttl_dns_cache=DNS_CACHE_SECONDS,
-                limit=MAX_CONNECTIONS,
+                limit=_most_connections(),
                 limit_per_host=MAX_CONNECTIONS_PER_TARGET,
                 keepalive_timeout=KEEP_IDLE_SECONDS,
             )
@@ -102,6 +104,11 @@ class Outward:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+
+def _most_connections() -> int:
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if allowed == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, allowed // 4))
 
 
 class Posting:

@@ -22,6 +22,7 @@ from relay.tables import Schema, Table
 log = structlog.get_logger("outbox")
 
 NAME = "outbox"
+_LIFE = "until it has taken everything, or was silent for a week and shares no room"
 
 DESTINATIONS = Schema(
     "outbox",
@@ -30,12 +31,12 @@ DESTINATIONS = Schema(
             "destinations",
             "a server that has not taken everything yet",
             {
-                "server": ("which server", "until it has taken everything"),
-                "position": ("everything up to here was taken", "until it has taken everything"),
-                "failing_since": ("since when it can't be reached", "until it has taken everything"),
-                "failed_at": ("the latest attempt", "until it has taken everything"),
-                "wait": ("how long the next wait is", "until it has taken everything"),
-                "retry_at": ("when the next attempt is made", "until it has taken everything"),
+                "server": ("which server", _LIFE),
+                "position": ("everything up to here was taken", _LIFE),
+                "failing_since": ("since when it can't be reached", _LIFE),
+                "failed_at": ("the latest attempt", _LIFE),
+                "wait": ("how long the next wait is", _LIFE),
+                "retry_at": ("when the next attempt is made", _LIFE),
             },
         ),
     ),
@@ -116,9 +117,9 @@ class Positions:
         with self._db.write() as tx:
             for server in dirty:
                 lane = self.lanes.get(server)
-                trouble = self._backoff.trouble(server)
                 if lane is None:
                     continue
+                trouble = self._backoff.trouble(server) or lane.refused
                 row: tuple[int | None, ...] | None = None
                 if lane.has_work and (lane.position is not None or trouble is not None):
                     row = (lane.position, None, None, None, None)
@@ -151,8 +152,11 @@ class Positions:
                 lane.kept = row
         for server in dirty:
             lane = self.lanes.get(server)
-            # A lane that took EDUs remembers so until their rows are gone.
-            if lane is not None and not lane.has_work and not lane.awake and server not in self._taken_edus:
+            # A lane that took EDUs remembers so until their rows are gone; one that took everything while this was written
+            # down has a row, which goes next time.
+            if lane is None or lane.has_work or lane.awake or lane.kept is not None:
+                continue
+            if server not in self._taken_edus:
                 del self.lanes[server]
 
 

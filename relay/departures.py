@@ -19,8 +19,8 @@ from relay.db import Query, Row, Tx
 from relay.part import Finding, Part
 from relay.tables import Schema, Table
 
-# Called with (destination, edu_type, content, key); a later one with the same key replaces an earlier one that still waits.
-TakesPassing = Callable[[str, str, dict[str, Any], str], None]
+# Called with (destinations, edu_type, content, key); a later one with the same key replaces an earlier one that still waits.
+TakesPassing = Callable[[Iterable[str], str, dict[str, Any], str], None]
 
 # What a follower that lags finds in memory; the rest it reads.
 MAX_FRESH = 500
@@ -29,7 +29,7 @@ TO_DEVICE = "m.direct_to_device"
 MAX_MESSAGES_WAITING = 1_000
 MAX_BYTES_WAITING = 8 * 2**20
 
-_LIFE = "until the other server has taken it; messages to devices 30 days at most"
+_LIFE = "until the other server has taken it, or is gone and shares no room; messages to devices 30 days at most"
 
 T = TypeVar("T")
 
@@ -153,9 +153,7 @@ class Departures(Part):
     def passing(self, destinations: Iterable[str], edu_type: str, content: dict[str, Any], key: str) -> None:
         """Leaves soon or never."""
         if self._takes_passing is not None:
-            for destination in destinations:
-                if destination != self._server_name:
-                    self._takes_passing(destination, edu_type, content, key)
+            self._takes_passing((to for to in destinations if to != self._server_name), edu_type, content, key)
 
     def forget_server(self, query: Query, server: str) -> int:
         return query.run("DELETE FROM departing_edus WHERE destination = $1", server)

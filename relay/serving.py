@@ -32,6 +32,7 @@ log = structlog.get_logger("serve")
 
 COLLECT_AFTER_OBJECTS = 10_000
 SWITCH_SECONDS = 0.001
+OPEN_FILES = 16_384
 
 
 class OperatorError(Exception):
@@ -42,6 +43,7 @@ def serve(data_dir: Path, server_name: str | None, port: int | None, *, program:
     """Runs the relay until SIGTERM or SIGINT. Raises OperatorError where it can't start."""
     # A crash must not write to disk what is in memory: disclosed messages, the keys that open them.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    allow_many_files()
     done = folder.make(data_dir)
     with control.locked(data_dir):
         prepared = folder.prepare(data_dir, server_name, Listener() if port is None else Listener(port=port))
@@ -54,6 +56,16 @@ def serve(data_dir: Path, server_name: str | None, port: int | None, *, program:
         if new_database:
             done.append(f"made the database {data_dir / settings.database.path}")
         return uvloop.run(_serve(data_dir, settings, done, program))
+
+
+def allow_many_files() -> None:
+    """A thousand servers and as many clients are more connections than a process may have open by habit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
+        return
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES), hard)
+    )
 
 
 def offline(data_dir: Path, command: str, args: Mapping[str, Any]) -> Any:

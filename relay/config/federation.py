@@ -37,7 +37,7 @@ class Federation(Section, frozen=True):
     outbox_backoff_min: Duration = Duration(5 * SECOND)
     """First wait after a server could not be reached; it doubles with each attempt."""
     outbox_backoff_max: Duration = Duration(HOUR)
-    """Longest wait between two attempts."""
+    """Longest wait between two attempts; a day once a server has been silent for a week."""
 
     def __post_init__(self) -> None:
         for name in ("request_timeout", "key_timeout", "outbox_backoff_min"):

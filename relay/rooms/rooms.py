@@ -295,6 +295,20 @@ class Rooms:
         found.discard(self.server_name)
         return found
 
+    async def shares_with(self, server: str) -> bool:
+        """Whether somebody of this server is in a room with people of ours, or may be: not all members are known yet."""
+        return await self.db.read(
+            lambda query: (
+                query.one("SELECT 1 FROM partial_joins WHERE full_pos IS NULL") is not None
+                or query.one(
+                    "SELECT 1 FROM memberships m WHERE m.local = 0 AND m.membership = 'join' AND m.user_id LIKE $1 AND EXISTS "
+                    "(SELECT 1 FROM memberships o WHERE o.room_nid = m.room_nid AND o.local = 1 AND o.membership = 'join')",
+                    f"%:{server}",
+                )
+                is not None
+            )
+        )
+
     async def share_a_room(self, a: str, b: str) -> bool:
         return a == b or not (await self.rooms_of(a)).isdisjoint(await self.rooms_of(b))
 

@@ -69,7 +69,9 @@ class House:
         )
         self.departures = Departures("one")
         self.left: list[tuple[str, str, dict[str, Any]]] = []
-        self.departures.deliver_passing_to(lambda to, kind, content, key: self.left.append((to, kind, content)))
+        self.departures.deliver_passing_to(
+            lambda servers, kind, content, key: self.left.extend((to, kind, content) for to in servers)
+        )
         self.receipts = Receipts(self.db, self.clock, self.rooms, self.departures, "one")
         self.typing = TypingNotices(self.bell, self.clock, self.rooms, self.departures, "one")
         self.presence = Presence(presence, self.bell, self.clock, self.rooms, self.departures, "one")

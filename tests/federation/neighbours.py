@@ -254,6 +254,9 @@ class Ledger:
     def loaded(self, room_id: str) -> LedgerRoom | None:
         return None
 
+    async def shares_with(self, server: str) -> bool:
+        return any(server in room.servers for room in self._rooms.values())
+
     async def get(self, room_id: str) -> LedgerRoom | None:
         return self._rooms.get(room_id)
 

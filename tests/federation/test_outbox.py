@@ -8,14 +8,13 @@ from typing import Any
 
 import orjson
 import pytest
-from aiohttp import web
 
 from federation import drivers
 from federation.backoff import Trouble
 from relay import departures
 from relay.clock import DAY, HOUR, MINUTE, SECOND
 from relay.db import Query
-from tests.federation.neighbours import Authority, Listening, Names, Neighbour, two_servers, until
+from tests.federation.neighbours import Neighbour, two_servers, until
 
 ROOM = "!room:one.test"
 
@@ -242,49 +241,6 @@ async def test_those_that_keep_their_answers_do_not_delay_the_others(
         silent.close()
 
 
-async def test_many_destinations_with_dead_ones_among_them(tmp_path: Path) -> None:
-    """Whoever is dead costs an attempt now and then, and one row; the others are served at once and leave nothing behind."""
-    living, dead = [f"d{number}.test" for number in range(70)], [f"x{number}.test" for number in range(30)]
-    heard: dict[str, list[str]] = {}
-
-    async def takes(request: web.BaseRequest) -> web.Response:
-        body = orjson.loads(await request.read())
-        heard.setdefault(request.host, []).extend(pdu["content"]["ciphertext"] for pdu in body["pdus"])
-        return web.json_response({"pdus": {}})
-
-    authority = Authority(tmp_path)
-    many = Listening(web.Server(takes), authority.issue(*living))
-    nobody = Listening(None, authority.issue("nobody.test"))
-    one = Neighbour("one.test", authority, Names(), tmp_path)
-    await one.start()
-    await many.start()
-    try:
-        lost = [f"{name}:{nobody.port}" for name in dead]
-        one.backoff._least = HOUR  # whatever the machine is busy with, no second attempt falls into this story
-        one.ledger.room(ROOM, *(f"{name}:{many.port}" for name in living), *lost)
-        one.send_out()
-        said = [f"message {number}" for number in range(8)]
-        for text in said[:3]:
-            await one.ledger.says(ROOM, text)
-        await until(lambda: list(heard.values()) == [said[:3]] * 70, "everybody alive has it", 30)
-        await until(lambda: len(one.backoff._troubles) == 30, "and the dead are found out", 30)
-        for text in said[3:]:
-            await one.ledger.says(ROOM, text)
-        await until(lambda: list(heard.values()) == [said] * 70, "life goes on, in order", 30)
-        await until(lambda: set(one.outbox.positions.lanes) == set(lost), "only the dead are remembered", 30)
-        before = [one.outbox.positions.lanes[server].kept for server in lost]
-        assert None not in before, "each by one row"
-        await one.ledger.says(ROOM, "and on")
-        await until(lambda: all(texts[-1] == "and on" for texts in heard.values()), "the living hear it", 30)
-        await until(lambda: set(one.outbox.positions.lanes) == set(lost), "and are forgotten again", 30)
-        assert [one.outbox.positions.lanes[server].kept for server in lost] == before, (
-            "of the dead nothing new was written down"
-        )
-    finally:
-        await many.stop()
-        await one.stop()
-
-
 async def _says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read()
     writer.close()
@@ -382,6 +338,7 @@ async def test_what_waits_for_a_server_that_does_not_come_back_is_bounded(
 ) -> None:
     monkeypatch.setattr(departures, "MAX_MESSAGES_WAITING", 3)
     async with two_servers(tmp_path) as (one, two):
+        one.ledger.room(ROOM, two.name)
         await two.listening.stop()
         one.send_out()
 
