@@ -73,7 +73,7 @@ class Backoff:
             return  # several requests that fail together are one failure
         since, wait = now, self._least
         if known is not None or before is not None:
-            since = min(one.since for one in (known, before) if one is not None)
+            since = min(now, *(one.since for one in (known, before) if one is not None))
             wait = max(one.wait for one in (known, before) if one is not None) * 2
         most = self._most if now - since < SILENT_AFTER else max(self._most, MOST_WHILE_SILENT)
         wait = min(most, wait)

@@ -64,4 +64,5 @@ def test_a_clock_that_is_set_back_lets_nobody_wait_for_it(clock: Hands, backoff:
     again.require(FAR)
     again.failed(FAR)
     assert MINUTE <= again.wait_left(FAR) <= 2.4 * MINUTE, "and from then on the new time counts"
-    assert trouble.failed_at == clock.at
+    now = again.trouble(FAR)
+    assert now is not None and now.failed_at == now.since == clock.at
