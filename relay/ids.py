@@ -20,6 +20,7 @@ _TYPED_LOCALPART = re.compile(r"[\x21-\x39\x3b-\x7e]{1,128}\Z")
 _DNS_NAME = re.compile(r"[A-Za-z0-9.\-]{1,255}\Z")
 _OPAQUE = re.compile(r"[0-9A-Za-z_\-]+\Z")
 _EVENT_ID = re.compile(r"\$[A-Za-z0-9_\-+/]{43}\Z")
+_TYPED_OLD_EVENT_ID = re.compile(r"\$[A-Za-z0-9._~=+/\-]{1,64}\Z")
 _OLD_EVENT_ID = re.compile(r"\$[^\x00]+\Z")
 
 
@@ -105,6 +106,15 @@ def is_room_id(text: object) -> bool:
 
 def is_event_id(text: object) -> bool:
     return isinstance(text, str) and bool(_EVENT_ID.match(text))
+
+
+def is_typed_event_id(text: object) -> bool:
+    """As servers make them, now or with the first room versions: what somebody writes there is stored, also where no such event is
+    known."""
+    if is_event_id(text):
+        return True
+    name, colon, server = text.partition(":") if isinstance(text, str) else ("", "", "")
+    return bool(colon) and bool(_TYPED_OLD_EVENT_ID.match(name)) and is_server_name(server)
 
 
 def is_old_event_id(text: object) -> bool:

@@ -36,6 +36,9 @@ FIRST_HASH = bytes(HASH_BYTES)
 # The row number under which the key of the targets' HMAC lies; rows of the log begin with 1.
 TARGET_KEY = 0
 
+# In the place of an act for whoever may not read of it.
+WITHHELD = "withheld"
+
 _FOREVER = "for good: the chain needs it"
 
 
@@ -296,16 +299,20 @@ class AuditLog(Part):
             )
         )
 
-    async def page(self, *, before: int | None = None, limit: int = 50) -> list[Entry]:
-        """The newest rows first, older than `before`."""
+    async def page(self, *, before: int | None = None, limit: int = 50, reader: str | None = None) -> list[Entry]:
+        """The newest rows first, older than `before`. Of cases that are about the reader only the hashes are given, so that the
+        chain can be followed and the named person learns nothing of them."""
         most = max(1, min(limit, MAX_PAGE))
         below = 2**53 if before is None else before
-        return await self._db.read(
-            lambda query: _entries(
-                query,
-                query.all(f"SELECT {COLUMNS} FROM audit_log WHERE seq < $1 ORDER BY seq DESC LIMIT $2", below, most),
+
+        def read(query: Query) -> list[Entry]:
+            rows = query.all(f"SELECT {COLUMNS} FROM audit_log WHERE seq < $1 ORDER BY seq DESC LIMIT $2", below, most)
+            hers = (
+                set(query.all("SELECT case_id FROM cases WHERE user_id = $1", reader)) if reader is not None else set()
             )
-        )
+            return [_withheld(one) if (one.case_id,) in hers else one for one in _opened(query, rows)]
+
+        return await self._db.read(read)
 
     async def restored(self) -> int | None:
         """The row that tells of a restore which nobody has acknowledged."""
@@ -382,6 +389,10 @@ def _opened(query: Query, rows: Sequence[Sequence[Any]]) -> Iterator[Entry]:
         if key is not None:
             target, detail = _unsealed(bytes(key), seq, bytes(sealed))
         yield Entry(seq, ts, actor, action, reason_code, case_id, bool(automated), bytes(hashed).hex(), target, detail)
+
+
+def _withheld(entry: Entry) -> Entry:
+    return Entry(entry.seq, entry.ts, "", WITHHELD, "", None, entry.automated, entry.hash, None, None)
 
 
 def _unsealed(key: bytes, seq: int, sealed: bytes) -> tuple[str | None, Any]:

@@ -276,6 +276,9 @@ class Cases(Part):
 
         def joined(case: Case) -> Case:
             self._require_free(case, actor, self._clock.now())
+            if None not in (case.user_id, other.user_id) and case.user_id != other.user_id:
+                # Who is decided on in one would read of the other, and nobody would hear of what was done about her own.
+                raise rules.NotNow("These two are about different people. Decide each by itself.")
             if case.state not in rules.UNDECIDED:
                 raise rules.NotNow("This case is decided already.")
             return replace(case, duplicate_of=into, assignee=None, lease_until=None)

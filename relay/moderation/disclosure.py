@@ -16,7 +16,7 @@ from typing import Any
 
 from relay.db import Database, Query, Tx
 from relay.errors import BadJson
-from relay.ids import is_opaque, is_server_name
+from relay.ids import is_opaque, is_server_name, is_typed_event_id
 from relay.media.files import Reader
 from relay.moderation import evidence, megolm, repeats
 from relay.moderation.disclosure_form import Disclosure, Item
@@ -242,6 +242,8 @@ class Disclosures(Part):
     def store(self, tx: Tx, case_id: str, prepared: Prepared, *, actor: str = "relay") -> None:
         """In the write that changes the case: results, the openings as hashes, and the envelope."""
         for place, one in enumerate(prepared.proof.items):
+            if not is_typed_event_id(one.event_id):
+                continue  # no event has such a name: it could be any text
             copied = one.copied_from
             tx.run(
                 "INSERT INTO disclosures (case_id, event_id, place, result, step, reason, flags, attested_by, copied_event_id, "

@@ -344,9 +344,11 @@ class SafetyApi(Part):
     # --- log and figures
 
     async def _audit(self, request: Request) -> Answer:
-        await self._tokens.require(request, "audit:read")
+        asking = await self._tokens.require(request, "audit:read")
         before = request.query_int("before", 2**53 - 1, low=1)
-        entries = await self._audit_log.page(before=before, limit=request.query_int("limit", 50, low=1, high=200))
+        entries = await self._audit_log.page(
+            before=before, limit=request.query_int("limit", 50, low=1, high=200), reader=asking.actor
+        )
         answer: dict[str, Any] = {
             "entries": [one.as_json() for one in entries],
             "restored": await self._audit_log.restored(),

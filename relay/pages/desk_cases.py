@@ -211,7 +211,7 @@ class DeskCases(Part):
     async def _merge(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
         text = form.required("into", 20, "the number of the other case").removeprefix("No.").strip()
         other = await self._cases.by_number(int(text)) if text.isascii() and text.isdigit() and len(text) < 16 else None
-        if other is None:
+        if other is None or other.user_id == visit.user_id:  # one about herself is not there for her
             raise NotFound("There is no case of this number. The queue shows the numbers.")
         await self._cases.merge(case.case_id, other.case_id, visit.user_id, version_of(form))
         return self._back(other)

@@ -36,7 +36,7 @@ class DeskLog(Part):
 
     async def _page(self, request: Request, visit: Visit) -> Answer:
         before = request.query_int("before", 0) or None
-        rows = await self._audit_log.page(before=before, limit=ROWS)
+        rows = await self._audit_log.page(before=before, limit=ROWS, reader=visit.user_id)
         return await self._frame.page(
             request, visit, "desk_log.html", rows=rows, newest=rows[0] if rows and before is None else None, words=desk_words,
             further=rows[-1].seq if len(rows) == ROWS and rows[-1].seq > 1 else None,

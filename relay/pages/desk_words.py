@@ -101,7 +101,7 @@ HAPPENED = {
     "case.joined": "Joined to another case", "decided": "Decided", "appeal.filed": "Objection", "appeal.upheld": "Appeal answered: stands",
     "appeal.reversed": "Appeal answered: taken back", "appeal.same_person": "Appeal answered by the same person",
     "envelope.sealed": "Sealed", "evidence.fetched": "Evidence opened", "envelope.rewrapped": "Evidence made readable for a new key", "case.minor": "May show a minor",
-    "case.withdrawn": "Reporter asked for removal", "case.emptied": "Emptied: its time was over", "restored": "A backup was restored",
+    "withheld": "Not shown to you", "case.withdrawn": "Reporter asked for removal", "case.emptied": "Emptied: its time was over", "restored": "A backup was restored",
     "restored.seen": "Restore acknowledged", "slowed": "Slowed down", "media.handed_out": "File looked at",
     "keys.changed": "List of keys changed",
 }  # fmt: skip

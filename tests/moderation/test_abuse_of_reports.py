@@ -14,9 +14,10 @@ from relay.clock import HOUR
 from relay.errors import ApiError
 from relay.moderation.disclosure_form import Item
 from relay.rooms.store import GONE
-from tests.moderation.casehouse import casework, desk, hears, notices_of, reports, token_in
+from tests.moderation.casehouse import SAFETY, casework, desk, hears, notices_of, reports, token_in
 from tests.moderation.sessions import Session, b64
 from tests.moderation.sessions import disclosure as parsed
+from tests.pages.visitors import Visitor
 from tests.people import Person, Refused, path, until
 from tests.town import Town
 
@@ -146,6 +147,66 @@ async def test_oversized_words(town: Town) -> None:
             await work.reports.notice(
                 **{"category": "other", "where": "here", "text": "x", "contact": "", "good_faith": True} | odd
             )
+
+
+async def test_what_is_named_in_a_bundle_is_a_name_and_no_text(town: Town) -> None:
+    mod = await desk(town)
+    alice, bob = await town.users("alice@one", "bob@one")
+    named = ["$you are ugly quillon-marzipan", "$" + "x" * 43, "$quillon:else example", "$old:else.example"]
+    given = disclosure(*((one, 0, bytes(32)) for one in named))
+    await alice.calls("POST", f"users/{path(bob.id)}/report", {"reason": "x", "org.relay.disclosure": given})
+    [case] = await mod.queue()
+    assert case["disclosure"] == "invalid"
+    proofs = (await mod.asks("GET", f"reports/{case['id']}"))["proofs"]
+    assert [one["event_id"] for one in proofs] == ["$" + "x" * 43, "$old:else.example"]
+    for file in mod.house.files():
+        assert b"quillon" not in file.read_bytes(), file.name
+
+
+async def test_a_moderator_learns_of_a_case_about_herself_from_no_list(town: Town) -> None:
+    mod = await desk(town)
+    second, alice, bob = await town.users("second@one", "alice@one", "bob@one")
+    await mod.house.command("user.admin", user="second", admin=True)
+    await alice.calls("POST", f"users/{path(second.id)}/report", {"reason": "", "org.relay.category": "threat"})
+    await alice.calls("POST", f"users/{path(bob.id)}/report", {"reason": ""})
+    about_her, about_bob = sorted(await mod.queue(), key=lambda one: one["number"])
+    why = {
+        "measures": [{"measure": "warn"}],
+        "reason_code": "threat",
+        "tos_clause": "1",
+        "facts": "Threatened somebody twice.",
+    }
+    await mod.asks("POST", f"reports/{about_her['id']}/assign", {})
+    await mod.asks("POST", f"reports/{about_her['id']}/decision", why)
+    mine, hers = [await who.calls("GET", f"{SAFETY}/audit") for who in (mod.person, second)]
+    assert about_her["id"] in str(mine) and about_bob["id"] in str(hers)
+    assert (
+        about_her["id"] not in str(hers) and "warn" not in str(hers["entries"]) and "threat" not in str(hers["entries"])
+    )
+    assert [one["hash"] for one in mine["entries"]] == [one["hash"] for one in hers["entries"]], (
+        "but she can follow the chain"
+    )
+    assert {one["action"] for one in mine["entries"]} >= {"decided", "warn"}
+    visit = Visitor(town, mod.house, second)
+    await visit.signs_in()
+    status, text = await visit.gets("/_relay/desk/log")
+    assert status == 200 and about_her["id"] not in text and "Not shown to you" in text and about_bob["id"] in text
+    for number in (about_her["number"], 77):
+        fields = {"into": str(number), "version": "1"}
+        page = f"/_relay/desk/case/{about_bob['id']}"
+        answer, text = await visit.sends(page, fields, to=f"{page}/merge")
+        assert answer.status == 404 and "no case of this number" in text, "hers is as if it were not there"
+    # And two people are decided apart: whoever is named in one must not read of the other.
+    await alice.calls("POST", f"users/{path(mod.person.id)}/report", {"reason": ""})
+    [third] = [one for one in await _queue(second) if one["user_id"] == mod.person.id]
+    refused = await second.is_refused(
+        second.calls("POST", f"{SAFETY}/reports/{third['id']}/join", {"into": about_bob["id"]})
+    )
+    assert "different people" in refused.text
+
+
+async def _queue(who: Person) -> list[dict[str, Any]]:
+    return list((await who.calls("GET", f"{SAFETY}/reports"))["reports"])
 
 
 async def _alone(town: Town) -> Person:
