@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from relay.errors import Forbidden, InvalidParam
+from relay.errors import Forbidden, InvalidParam, MissingParam
 from relay.moderation.actions import Actions
 from relay.moderation.acts import MEASURES, Act
 from relay.moderation.doorkeeping import Doorkeeping
 from relay.moderation.restrictions import KINDS, as_json
 from relay.moderation.safety_tokens import SafetyTokens
+from relay.moderation.statements import parse_reasons
 from relay.part import Part
 from relay.web import Answer, Request, Route, get_bool, get_optional_string, get_string
 
@@ -58,8 +59,12 @@ class ActRoutes(Part):
         act = Act(
             get_string(body, "measure"), get_string(body, "target"), actor, get_string(body, "reason_code"),
             get_optional_string(body, "room_id"), get_optional_string(body, "report_id"), lasts_ms=lasts,
-            erase=get_bool(body, "erase", False), undo=get_bool(body, "undo", False),
+            erase=get_bool(body, "erase", False), undo=get_bool(body, "undo", False), reasons=parse_reasons(body, actor),
         )  # fmt: skip
+        if act.reasons is None and not act.undo and kind is not None and kind.target in ("user", "event"):
+            raise MissingParam(
+                "Whoever is concerned has to be told why: give the ground (tos_clause or law_ref) and the facts, in your own words."
+            )
         return (await self._actions.take(act)).as_json()
 
     async def _waiting(self, request: Request) -> Answer:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.db import Query
-from relay.moderation.acts import Act
+from relay.moderation.acts import Act, Reasons
 from relay.moderation.restrictions import TakenBack
 from relay.tables import Schema, Table
 
@@ -40,6 +40,9 @@ SCHEMA = Schema(
                 "reason_code": ("why, as a word of a list", "7 d after it is done"),
                 "case_id": ("the case it belongs to", "7 d after it is done"),
                 "erase": ("whether a closed account's messages go too", "7 d after it is done"),
+                "ground": ("which rule or law, for whoever is concerned", "7 d after it is done"),
+                "facts": ("the moderator's own words for whoever is concerned", "7 d after it is done"),
+                "untold": ("why that person is not told, as a word", "7 d after it is done"),
                 "asked_ts": ("when it was asked for", "7 d after it is done"),
                 "due_ts": ("when it runs by itself, where there is no second person", "7 d after it is done"),
                 "state": ("0 waiting, 1 being carried out, 2 done", "7 d after it is done"),
@@ -56,6 +59,11 @@ SCHEMA = Schema(
         CREATE TABLE waiting_acts (act_id TEXT PRIMARY KEY, measure TEXT NOT NULL, target TEXT NOT NULL, room_id TEXT,
             actor TEXT NOT NULL, reason_code TEXT NOT NULL, case_id TEXT, erase SMALLINT NOT NULL, asked_ts BIGINT NOT NULL,
             due_ts BIGINT, state SMALLINT NOT NULL, done_count BIGINT NOT NULL, failed_count BIGINT NOT NULL)
+        """,
+        """
+        ALTER TABLE waiting_acts ADD COLUMN ground TEXT;
+        ALTER TABLE waiting_acts ADD COLUMN facts TEXT;
+        ALTER TABLE waiting_acts ADD COLUMN untold TEXT NOT NULL DEFAULT ''
         """,
     ),
 )
@@ -95,12 +103,18 @@ class Strike:
     case_id: str | None
 
 
-COLUMNS = "act_id, measure, target, actor, reason_code, room_id, case_id, erase, asked_ts, due_ts, state, done_count, failed_count"
+COLUMNS = (
+    "act_id, measure, target, actor, reason_code, room_id, case_id, erase, asked_ts, due_ts, state, done_count, failed_count, "
+    "ground, facts, untold"
+)
 
 
 def row_of(row: Sequence[Any]) -> WaitingAct:
-    act_id, measure, target, actor, reason_code, room_id, case_id, erase, asked, due, state, done, failed = row
-    act = Act(measure, target, actor, reason_code, room_id, case_id, erase=bool(erase))
+    (
+        act_id, measure, target, actor, reason_code, room_id, case_id, erase, asked, due, state, done, failed, ground, facts, untold,
+    ) = row  # fmt: skip
+    reasons = Reasons(ground, facts or "", untold) if ground is not None else None
+    act = Act(measure, target, actor, reason_code, room_id, case_id, erase=bool(erase), reasons=reasons)
     return WaitingAct(act_id, act, asked, due, state, done, failed)
 
 

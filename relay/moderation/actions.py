@@ -124,9 +124,24 @@ class Actions(Part):
         """Carries the act out, or lets it wait. `beside` adds to the write that records it. Raises ApiError."""
         act = checked(act)
         await self._require_takeable(act)
+        if not act.undo:
+            act = replace(act, author=await self._author(act))
         if not MEASURES[act.measure].reversible:
             return await self._ask(act, beside)
         return await self._carry_out(act, beside)
+
+    async def _author(self, act: Act) -> str | None:
+        """Whose message or file it is, where that is known."""
+        kind = MEASURES[act.measure].target
+        if kind == "event":
+            return await self.rooms.author(act.target)
+        here, media_id = act.target.removeprefix("mxc://").partition("/")[::2]
+        if kind != "media" or here != self._users.server_name:
+            return None
+        uploader: str | None = await self._db.read(
+            lambda query: query.value("SELECT uploader FROM media WHERE media_id = $1", media_id)
+        )
+        return uploader
 
     async def _require_takeable(self, act: Act) -> None:
         if MEASURES[act.measure].target != "user" or act.measure == "redact_all":
@@ -292,9 +307,10 @@ class Actions(Part):
                 raise ApiError("Too many measures are waiting. Confirm or cancel some first.", status=429)
             query.run(
                 "INSERT INTO waiting_acts (act_id, measure, target, room_id, actor, reason_code, case_id, erase, asked_ts, due_ts, "
-                "state, done_count, failed_count) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, 0)",
+                "state, done_count, failed_count, ground, facts, untold) "
+                "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, 0, $12, $13, $14)",
                 waiting.act_id, act.measure, act.target, act.room_id, act.actor, act.reason_code, act.case_id,
-                int(act.erase), now, waiting.due_ts, WAITING,
+                int(act.erase), now, waiting.due_ts, WAITING, *_reasons_of(act),
             )  # fmt: skip
 
         with self._db.write() as tx:
@@ -441,6 +457,10 @@ def _row_of(act: Act) -> tuple[str, str]:
         hashed = act.target.startswith(HASH)
         return (MEDIA_HASH, act.target.removeprefix(HASH)) if hashed else (MEDIA, act.target)
     return _KIND[act.measure], act.target
+
+
+def _reasons_of(act: Act) -> tuple[str | None, str | None, str]:
+    return (None, None, "") if act.reasons is None else (act.reasons.ground, act.reasons.facts, act.reasons.untold)
 
 
 def _require_not_about(waiting: WaitingAct, actor: str) -> None:

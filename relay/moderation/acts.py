@@ -7,7 +7,7 @@ Taking back one message needs no second person: any room moderator may do it by 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from relay.clock import DAY
@@ -52,6 +52,20 @@ MEASURES = {
 }
 
 
+# Why the person concerned is not told: her account only sends advertising in bulk, or a law forbids to tell her.
+BULK, FORBIDDEN = "bulk", "law"
+UNTOLD = ("", BULK, FORBIDDEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Reasons:
+    """What whoever is concerned reads of a measure that belongs to no report. `ground` and `facts` as in statements.py."""
+
+    ground: str
+    facts: str = field(repr=False)
+    untold: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Act:
     """One measure against one target. `actor` is a moderator's user ID, `integration:NAME`, `rule:NAME` or `operator`."""
@@ -66,6 +80,10 @@ class Act:
     lasts_ms: int | None = None
     erase: bool = False
     undo: bool = False
+    # Where no decision of a case carries it.
+    reasons: Reasons | None = None
+    # Whose message or file it is; `Actions` looks it up.
+    author: str | None = None
 
     @property
     def is_machine(self) -> bool:
@@ -102,10 +120,8 @@ def checked(act: Act) -> Act:
         lasts = min(lasts or SHADOW_MAX_MS, SHADOW_MAX_MS)
     if act.measure == "warn":
         lasts = lasts or STRIKE_MS
-    return Act(
-        act.measure, act.target.lower() if kind.target == "server" else act.target, act.actor, act.reason_code,
-        act.room_id, act.case_id, act.is_machine, lasts, act.erase, act.undo,
-    )  # fmt: skip
+    target = act.target.lower() if kind.target == "server" else act.target
+    return replace(act, target=target, automated=act.is_machine, lasts_ms=lasts)
 
 
 _TARGETS: dict[TargetKind, str] = {

@@ -91,6 +91,7 @@ class Casework:
     tokens: SafetyTokens
     peers: Peers
     api: SafetyApi
+    direct: DirectMeasures
     tool_rooms: ToolRooms
     parts: list[Part] = field(default_factory=list)
     commands: Mapping[str, Command] = field(default_factory=dict)
@@ -184,7 +185,7 @@ def assemble(
     actions.on_waiting.append(notices.act_waits)
     proving.keys.on_change.append(notices.keys_changed)
     proving.envelopes.persons_of = cases.persons_of
-    direct = DirectMeasures(clock, users, cases, decisions, links, notices)
+    direct = DirectMeasures(db, clock, users, cases, decisions, links, notices, audit_log)
     actions.on_taken += [direct.taken, decisions.carried_out]
     decisions.on_decided += [appeals.keep_password, peers.decided]
     appeals.peers = peers
@@ -248,6 +249,7 @@ def assemble(
         tokens,
         peers,
         api,
+        direct,
         tool_rooms,
         parts,
         commands,

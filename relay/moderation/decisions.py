@@ -19,7 +19,7 @@ from relay.errors import ApiError, NotAllowed, NotFound
 from relay.moderation import case_rules as rules
 from relay.moderation import notice_words as words
 from relay.moderation.actions import Actions
-from relay.moderation.acts import Act
+from relay.moderation.acts import FORBIDDEN, Act, Reasons
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.case_rows import Case
 from relay.moderation.cases import Cases
@@ -70,6 +70,8 @@ class Decision:
     verdict: str | None = None
     # What became of telling the other server: told, refused, or None where there is none.
     told_peer: str | None = None
+    # Why the person decided on is not told, where she is not: a word of acts.UNTOLD.
+    untold: str = ""
     measures: tuple[Taken, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -115,6 +117,7 @@ class Decisions(Part):
                     "facts": ("the moderator's own words for whoever is decided on", _KEPT),
                     "appeal_id": ("the appeal that it answers", _COUNTED),
                     "verdict": ("of an appeal: upheld or reversed", _COUNTED),
+                    "untold": ("why the person decided on was not told, as a word", _COUNTED),
                     "told_peer": ("what became of telling another server: pending, told, refused, not reached", _KEPT),
                 },
             ),
@@ -146,6 +149,7 @@ class Decisions(Part):
                 room_id TEXT, lasts_ms BIGINT, erase SMALLINT NOT NULL, outcome TEXT NOT NULL, waits TEXT, until_ts BIGINT,
                 PRIMARY KEY (decision_id, place))
             """,
+            "ALTER TABLE decisions ADD COLUMN untold TEXT NOT NULL DEFAULT ''",
         ),
     )
 
@@ -211,7 +215,7 @@ class Decisions(Part):
         now = self._clock.now()
         decision = Decision(
             secrets.token_urlsafe(12), case.case_id, now, actor, automated, statement.reason_code, statement.ground,
-            statement.facts, appeal_id, verdict,
+            statement.facts, appeal_id, verdict, untold=statement.untold,
             measures=tuple(Taken(place, chosen, FAILED) for place, chosen in enumerate(statement.measures)),
         )  # fmt: skip
         joined = await self._cases.same_as(case.case_id)
@@ -288,10 +292,10 @@ class Decisions(Part):
 
     def _insert(self, tx: Tx, decision: Decision) -> None:
         tx.run(
-            "INSERT INTO decisions (decision_id, case_id, decided_ts, decider, automated, reason_code, ground, facts, appeal_id, verdict) "
-            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            "INSERT INTO decisions (decision_id, case_id, decided_ts, decider, automated, reason_code, ground, facts, appeal_id, verdict, untold) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
             decision.decision_id, decision.case_id, decision.decided_ts, decision.decider, int(decision.automated), decision.reason_code,
-            decision.ground, decision.facts, decision.appeal_id, decision.verdict,
+            decision.ground, decision.facts, decision.appeal_id, decision.verdict, decision.untold,
         )  # fmt: skip
         tx.many(
             "INSERT INTO decided_measures (decision_id, place, measure, target, room_id, lasts_ms, erase, outcome) "
@@ -318,7 +322,7 @@ class Decisions(Part):
                 self._notices.tell(tx, case.reporter, to_reporter, case.case_id, link=("appeal", token))
         about = cases[0].user_id
         concerned = decision.measures or decision.verdict is not None
-        if about is not None and concerned and self._users.is_local(about):
+        if about is not None and concerned and self._users.is_local(about) and not decision.untold:
             token = self._links.make(tx, cases[0].case_id, "appeal", about)
             self._notices.tell(tx, about, to_subject, cases[0].case_id, link=("appeal", token))
 
@@ -366,15 +370,22 @@ class Decisions(Part):
             [(decision_id, place, measure, DONE) for place, measure in enumerate(told["measures"])],
         )
 
-    def put_direct(self, tx: Tx, case: Case, act: Act, chosen: Chosen, ground: str, facts: str) -> None:
+    def put_direct(self, tx: Tx, case: Case, act: Act, chosen: Chosen, reasons: Reasons) -> None:
         """A measure that was taken without a report: a decision, so that whoever is concerned can object to it."""
         decision = Decision(
-            secrets.token_urlsafe(12), case.case_id, case.created_ts, act.actor, act.is_machine, act.reason_code, ground, facts,
-            measures=(Taken(0, chosen, DONE),),
+            secrets.token_urlsafe(12), case.case_id, case.created_ts, act.actor, act.is_machine, act.reason_code, reasons.ground,
+            reasons.facts, untold=reasons.untold, measures=(Taken(0, chosen, DONE),),
         )  # fmt: skip
         self._insert(tx, decision)
         for kept in self.on_decided:
             kept(tx, case, decision)
+
+    def set_reasons(self, tx: Tx, decision_id: str, reasons: Reasons) -> None:
+        """Of a measure that was taken without: once."""
+        tx.run(
+            "UPDATE decisions SET ground = $2, facts = $3, untold = $4 WHERE decision_id = $1",
+            decision_id, reasons.ground, reasons.facts, reasons.untold,
+        )  # fmt: skip
 
     def set_told_peer(self, tx: Tx, decision_id: str, outcome: str) -> None:
         tx.run("UPDATE decisions SET told_peer = $2 WHERE decision_id = $1", decision_id, outcome)
@@ -407,14 +418,15 @@ class Decisions(Part):
         for case_id in await self._db.read(find):
             case = await self._cases.get(case_id)
             found += [(case, one) for one in reversed(await self.of_case(case_id))]
-        return [(case, one) for case, one in found if one.measures or one.verdict is not None]
+        shown = [(case, one) for case, one in found if one.measures or one.verdict is not None]
+        return [(case, one) for case, one in shown if one.untold != FORBIDDEN]
 
 
 def _find(query: Query, by: str, value: str) -> list[Decision]:
     where = {"decision_id": "decision_id = $1", "case_id": "case_id = $1"}[by]
     found = []
     for row in query.all(
-        "SELECT decision_id, case_id, decided_ts, decider, automated, reason_code, ground, facts, appeal_id, verdict, told_peer "
+        "SELECT decision_id, case_id, decided_ts, decider, automated, reason_code, ground, facts, appeal_id, verdict, told_peer, untold "
         f"FROM decisions WHERE {where} ORDER BY decided_ts, decision_id",
         value,
     ):
@@ -430,6 +442,7 @@ def _find(query: Query, by: str, value: str) -> list[Decision]:
             appeal_id,
             verdict,
             told_peer,
+            untold,
         ) = row
         taken = tuple(
             Taken(place, Chosen(measure, target or "", room_id, lasts_ms, bool(erase)), outcome, waits, until_ts)
@@ -454,6 +467,7 @@ def _find(query: Query, by: str, value: str) -> list[Decision]:
                 appeal_id,
                 verdict,
                 told_peer,
+                untold,
                 taken,
             )
         )

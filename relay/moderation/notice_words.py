@@ -36,6 +36,7 @@ APPEAL_UPHELD = "appeal_upheld"
 APPEAL_REVERSED = "appeal_reversed"
 OTHER_SIDE_APPEALED = "other_side_appealed"
 NO_OTHER_MODERATOR = "no_other_moderator"
+REASONS_STATED = "reasons_stated"
 # To the moderators.
 NEW_REPORT = "new_report"
 URGENT_REPORT = "urgent_report"
@@ -49,6 +50,7 @@ KEYS_CHANGED = "keys_changed"
 CHECKPOINT = "checkpoint"
 RESTORED = "restored"
 ANSWER_FROM_PEER = "answer_from_peer"
+NO_REASONS = "no_reasons"
 FORM_BUSY = "form_busy"
 FORM_FULL = "form_full"
 
@@ -65,6 +67,7 @@ SENTENCES: Mapping[str, str] = {
     ABOUT_YOU_ELSEWHERE: "The moderators of another server have decided something about you there (here it has the number {number}). "
     "To read what and why, or to object to it: {link}",
     WARNED: "The moderators have warned you (number {number}). To read why, or to object to it: {link}",
+    REASONS_STATED: "The moderators have now given the reasons for decision number {number}. To read them, or to object: {link}",
     APPEAL_RECEIVED: "Your objection to decision number {number} has arrived. Somebody looks at it again, and you will hear here "
     "what came of it.",
     OTHER_SIDE_APPEALED: "Somebody has objected to decision number {number}. It is looked at again; until then it holds.",
@@ -81,6 +84,8 @@ SENTENCES: Mapping[str, str] = {
     KEYS_CHANGED: "The list of the moderators' keys has changed; this is its version {number}. It counts from a day later on: {link}",
     CHECKPOINT: "Audit log up to row {number}: {hash} signed by {key_id}: {signature}",
     RESTORED: "This relay was restored from a backup: the audit log goes on from row {number}. Acknowledge it: {link}",
+    NO_REASONS: "A measure was taken without a report and without reasons (number {number}). Whoever is concerned was told of it: "
+    "state the reasons here: {link}",
     FORM_BUSY: "{count} notices have come over the form for everybody within an hour: from now on it takes few of each place. {link}",
     FORM_FULL: "{count} notices have come over the form for everybody within an hour, from many places: it takes no more until there "
     "are fewer. Whoever is kept out hears it, and is asked to come back later. {link}",

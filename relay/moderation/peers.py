@@ -236,7 +236,8 @@ class Peers(Part):
     def _told_to(self, case: Case, decision: Decision) -> dict[str, str]:
         """server > what it is told: an answer to what it forwarded, a decision about a person of its own."""
         found: dict[str, str] = {}
-        if case.user_id is not None and (decision.measures or decision.verdict is not None):
+        concerned = (decision.measures or decision.verdict is not None) and not decision.untold
+        if case.user_id is not None and concerned:
             server = server_of(case.user_id)
             if server != self._rooms.server_name:
                 found[server] = "decision"

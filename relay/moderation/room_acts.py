@@ -50,6 +50,10 @@ class RoomActs:
 
     # --- messages
 
+    async def author(self, event_id: str) -> str | None:
+        stored = await self._rooms.event(event_id)
+        return stored.event.sender if stored is not None else None
+
     async def redact(self, actor: str, room_id: str, event_id: str, beside: Beside | None = None) -> None:
         """Takes back one event. Raises Forbidden where nobody of ours may."""
         one = await self._rooms.event(event_id)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay.errors import BadJson, InvalidParam, MissingParam, TooLarge
-from relay.moderation.acts import MEASURES, Act, checked
+from relay.moderation.acts import BULK, FORBIDDEN, MEASURES, UNTOLD, Act, Reasons, checked
 from relay.web import get_bool, get_list, get_optional_string, get_string
 
 MAX_MEASURES = 10
@@ -23,6 +23,7 @@ _REASON_CODE = re.compile(r"[a-z0-9][a-z0-9_.\-]{0,63}\Z")
 _GROUND = re.compile(r"(terms|law):\S.*\Z", re.DOTALL)
 _KEYS = frozenset(
     {"measures", "action", "target", "room_id", "lasts_ms", "erase", "reason_code", "tos_clause", "law_ref", "ground", "facts",
+     "untold",
      # What a signed decision says about itself (integrations.py).
      "aud", "purpose", "report_id", "version", "automated"}
 )  # fmt: skip
@@ -73,6 +74,12 @@ class Statement:
     ground: str
     facts: str = field(repr=False)
     measures: tuple[Chosen, ...] = ()
+    # Why the person decided on is not told: a word of acts.UNTOLD.
+    untold: str = ""
+
+    @property
+    def reasons(self) -> Reasons:
+        return Reasons(self.ground, self.facts, self.untold)
 
 
 def require_complete(statement: Statement, actor: str, case_id: str, *, automated: bool = False) -> Statement:
@@ -89,6 +96,12 @@ def require_complete(statement: Statement, actor: str, case_id: str, *, automate
         )
     if len(statement.facts) > MAX_FACTS:
         raise TooLarge(f"The facts have {MAX_FACTS} characters at most.")
+    if statement.untold not in UNTOLD:
+        raise InvalidParam('The key untold is "bulk" or "law"; leave it out, so that the person hears of it.')
+    if statement.untold == BULK and statement.reason_code != "spam":
+        raise InvalidParam("Only who sends advertising in bulk may be left untold: then the reason is spam.")
+    if statement.untold == FORBIDDEN and not statement.ground.startswith("law:"):
+        raise InvalidParam("Name the law that forbids to tell the person as the ground (law:…).")
     if len(statement.measures) > MAX_MEASURES:
         raise InvalidParam(f"A decision has {MAX_MEASURES} measures at most.")
     for one in statement.measures:
@@ -114,8 +127,22 @@ def parse(body: Mapping[str, Any], *, about: str | None = None) -> Statement:
     elif "measures" not in body:
         raise MissingParam("Say what is done: measures, a list; an empty one where nothing is done.")
     return Statement(
-        get_string(body, "reason_code"), _ground(body), get_string(body, "facts").strip(), tuple(_chosen(given, about))
+        get_string(body, "reason_code"), _ground(body), get_string(body, "facts").strip(), tuple(_chosen(given, about)),
+        get_string(body, "untold", ""),
+    )  # fmt: skip
+
+
+def parse_reasons(body: Mapping[str, Any], actor: str) -> Reasons | None:
+    """Of a measure without a report; None where none are given. Raises ApiError."""
+    if not any(key in body for key in ("ground", "tos_clause", "law_ref", "facts")):
+        return None
+    given = Statement(
+        get_string(body, "reason_code"),
+        _ground(body),
+        get_string(body, "facts").strip(),
+        untold=get_string(body, "untold", ""),
     )
+    return require_complete(given, actor, "").reasons
 
 
 def _ground(body: Mapping[str, Any]) -> str:

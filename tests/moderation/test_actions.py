@@ -25,7 +25,8 @@ async def moderators(town: Town, *names: str) -> tuple[Within, list[Person]]:
 
 
 async def takes(mod: Person, measure: str, target: str, **more: Any) -> dict[str, Any]:
-    body = {"measure": measure, "target": target, "reason_code": "harassment", **more}
+    reasons = {} if more.get("undo") else {"ground": "terms:1", "facts": "What happened, in the moderator's own words."}
+    body = {"measure": measure, "target": target, "reason_code": "harassment", **reasons, **more}
     return await mod.calls("POST", f"{SAFETY}/acts", body)
 
 

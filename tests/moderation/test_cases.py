@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Awaitable
 
+import pytest
+
 from relay.errors import ApiError
+from relay.moderation.acts import Reasons
+from relay.moderation.direct import NOT_STATED
 from tests.moderation.casehouse import SAFETY, casework, desk, hears, notices_of, reports, token_in
 from tests.people import Refused, path
 from tests.town import Town
@@ -119,10 +124,17 @@ async def test_whoever_is_concerned_by_a_measure_without_a_report_can_object_too
     mod = await desk(town)
     bob = await town.user("bob@one")
     work = casework(mod.house)
-    await mod.asks("POST", "acts", {"measure": "suspend", "target": bob.id, "reason_code": "spam"})
+    suspend = {"measure": "suspend", "target": bob.id, "reason_code": "spam"}
+    bare = await mod.person.is_refused(mod.asks("POST", "acts", suspend))
+    assert bare.status == 400 and "told why" in bare.text, (
+        "nothing is done to anybody without a reason that she can read"
+    )
+    await mod.asks("POST", "acts", {**suspend, "tos_clause": "3", "facts": "Sent one advertisement to forty people."})
     link = await work.links.look(token_in(await hears(bob, "The moderators have decided something about you")))
     case, [decision] = await work.appeals.opened(link, bob.id)
-    assert (case.kind, decision.reasons()["reason_code"]) == ("direct", "spam")
+    told = decision.reasons()
+    assert (case.kind, told["reason_code"], told["ground"]) == ("direct", "spam", "terms:3")
+    assert told["facts"] == "Sent one advertisement to forty people."
     await work.appeals.file(case.case_id, bob.id, "I sent nothing")
     [row] = await mod.queue()
     await mod.asks(
@@ -199,3 +211,51 @@ async def test_tools_are_told_of_reports_without_reporters_minors_or_moderators(
     rows, total = await casework(mod.house).cases.listed_for_tools(0, 50)
     assert ([row["event_id"] for row in rows], total) == ([plain], 1)
     assert alice.id not in str(rows)
+
+
+async def test_what_a_tool_did_without_reasons_is_told_and_explained_later(town: Town) -> None:
+    mod = await desk(town)
+    bob, carol, spam = await town.user("bob@one"), await town.user("carol@one"), await town.user("spam@one")
+    work = casework(mod.house)
+    suspend = f"/_synapse/admin/v1/suspend/{path(bob.id)}"
+    await mod.person.calls("PUT", suspend, {"suspend": True})
+    link = await work.links.look(token_in(await hears(bob, "The moderators have decided something about you")))
+    case, [decision] = await work.appeals.opened(link, bob.id)
+    assert decision.ground == NOT_STATED, "tools give no reasons"
+    assert case.case_id in await hears(mod.person, "without a report and without reasons"), (
+        "a moderator is asked for them"
+    )
+    assert (await mod.queue()) == [], "but nobody has reported anything"
+    given = Reasons("terms:3", "Sent the same advertisement to forty people.")
+    await work.direct.state(case.case_id, mod.person.id, given)
+    again = await work.links.look(token_in(await hears(bob, "have now given the reasons")))
+    assert (await work.appeals.opened(again, bob.id))[1][0].facts == given.facts
+    with pytest.raises(ApiError, match="stated already"):
+        await work.direct.state(case.case_id, mod.person.id, given)
+
+    # Whose message or file it is hears of it as well.
+    room = await carol.creates_room()
+    sent, file = await carol.sends(room), await carol.uploads(os.urandom(200))
+    why = {"reason_code": "harassment", "ground": "terms:1", "facts": "What happened, in the moderator's own words."}
+    await mod.asks("POST", "acts", {"measure": "redact", "target": sent, "room_id": room, **why})
+    await mod.asks("POST", "acts", {"measure": "quarantine", "target": file, **why})
+    assert len(await work.appeals.of_person(carol.id)) == 2, "of her message and of her file"
+
+    # Nobody is told who only advertises, or where a law forbids it; the log names why.
+    untold = {
+        "measure": "lock",
+        "target": spam.id,
+        "ground": "terms:3",
+        "facts": "Nothing but advertising since it was made.",
+    }
+    wrong = await mod.person.is_refused(mod.asks("POST", "acts", {**untold, "reason_code": "threat", "untold": "bulk"}))
+    assert "advertising in bulk" in wrong.text
+    await mod.asks("POST", "acts", {**untold, "reason_code": "spam", "untold": "bulk"})
+    assert len(await work.appeals.of_person(spam.id)) == 1, "who asks can read it all the same"
+    law = {**untold, "target": carol.id, "reason_code": "law", "untold": "law"}
+    assert "Name the law" in (await mod.person.is_refused(mod.asks("POST", "acts", law))).text
+    del law["ground"]
+    await mod.asks("POST", "acts", {**law, "law_ref": "an order of the court that forbids to tell"})
+    assert len(await work.appeals.of_person(carol.id)) == 2, "nothing of it is shown to her"
+    entries = (await mod.asks("GET", "audit"))["entries"]
+    assert [one["reason_code"] for one in entries if one["action"] == "untold"] == ["law", "bulk"]

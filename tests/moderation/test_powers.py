@@ -14,6 +14,7 @@ from tests.pages.visitors import Visitor
 from tests.people import Person, path, until
 from tests.town import Town
 
+REASONS = {"ground": "terms:3", "facts": "Sent the same advertisement to many people."}
 TOKEN = {"name": "tickets", "scopes": ["reports:read", "reports:decide"]}
 
 
@@ -40,12 +41,12 @@ async def test_a_suspended_moderator_does_nothing_as_a_moderator(town: Town) -> 
         ("GET", f"/_matrix/client/v1/{lock}", None, None), ("PUT", f"/_matrix/client/v1/{lock}", {"locked": False}, None),
         ("GET", f"/_matrix/client/v3/admin/whois/{path(bob.id)}", None, None),
         ("GET", f"{SAFETY}/reports", None, None), ("GET", f"{SAFETY}/reports", None, token), ("GET", f"{SAFETY}/keys", None, None),
-        ("POST", f"{SAFETY}/acts", {"measure": "warn", "target": bob.id, "reason_code": "spam"}, None),
+        ("POST", f"{SAFETY}/acts", {"measure": "warn", "target": bob.id, "reason_code": "spam", **REASONS}, None),
     ]  # fmt: skip
     for method, where, body, by in asks:
         await second.calls(method, where, body, token=by)
     assert (await visit.gets("/_relay/desk"))[0] == 200
-    waits = {"measure": "deactivate", "target": bob.id, "reason_code": "spam"}
+    waits = {"measure": "deactivate", "target": bob.id, "reason_code": "spam", **REASONS}
     asked = await second.calls("POST", f"{SAFETY}/acts", waits)
     work = casework(mod.house)
 
