@@ -402,7 +402,7 @@ class Server:
         # What a browser shows.
         pages = pages_assembled.assemble(
             db, clock, limits, users, account, devices, doors, contact_gate, contact_links, moderation, keeping, media.held,
-            settings.public_base_url,
+            copies, settings.public_base_url,
         )  # fmt: skip
         self._parts += pages.parts
 

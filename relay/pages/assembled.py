@@ -11,6 +11,7 @@ from relay.clock import Clock
 from relay.db import Database
 from relay.doors import Doors
 from relay.limits import Limits
+from relay.media.remote_copies import RemoteCopies
 from relay.moderation.assembled import Moderation
 from relay.moderation.disclosure import HeldMedia
 from relay.moderation.doorkeeping import Doorkeeping
@@ -58,6 +59,7 @@ def assemble(
     moderation: Moderation,
     keeping: Doorkeeping,
     held_media: HeldMedia,
+    copies: RemoteCopies,
     public_base_url: str | None,
 ) -> Pages:
     visits = Visits(db, clock)
@@ -86,7 +88,7 @@ def assemble(
             signing_in,
             ContactPages(frame, gate, links),
             reports,
-            *_desk(frame, db, clock, users, moderation, keeping, held_media),
+            *_desk(frame, db, clock, users, moderation, keeping, held_media, copies),
         ),
     )
 
@@ -99,13 +101,14 @@ def _desk(
     moderation: Moderation,
     keeping: Doorkeeping,
     held_media: HeldMedia,
+    copies: RemoteCopies,
 ) -> tuple[Part, ...]:
     proving, acting, casework = moderation.proving, moderation.acting, moderation.casework
     audit_log = moderation.audit_log
     return (
         DeskCases(
             frame, clock, casework.cases, proving.disclosures, proving.envelopes, acting.actions, audit_log, casework.api,
-            DeskDecisions(frame, users, casework.decisions, casework.appeals), DeskMedia(db, audit_log, held_media),
+            DeskDecisions(frame, users, casework.decisions, casework.appeals, casework.direct), DeskMedia(db, audit_log, held_media, copies, users.server_name),
             DeskForwarding(casework.peers, casework.reports),
         ),
         DeskMeasures(frame, acting.actions, keeping.restrictions, keeping.flags, users),

@@ -27,6 +27,7 @@ from relay.pages import desk_words
 from relay.pages.desk_decisions import DeskDecisions
 from relay.pages.desk_forwarding import DeskForwarding
 from relay.pages.desk_media import DeskMedia
+from relay.pages.desk_statements import NotWhole
 from relay.pages.forms import Form
 from relay.pages.frame import HEADERS, Frame
 from relay.pages.visits import Visit
@@ -90,6 +91,8 @@ class DeskCases(Part):
             "forward": handing_over.forward,
             "proof": handing_over.proof,
             "media": media.hand_out,
+            "fetch-media": media.fetch,
+            "state-reasons": decisions.state_reasons,
             "decide": decisions.decide,
             "answer-appeal": decisions.answer_appeal,
         }
@@ -143,13 +146,21 @@ class DeskCases(Part):
         return found
 
     async def _case(self, request: Request, visit: Visit) -> Answer:
-        case = await self._cases.for_moderator(request.params["case_id"], visit.user_id)
+        return await self._show(
+            request, visit, await self._cases.for_moderator(request.params["case_id"], visit.user_id)
+        )
+
+    async def _show(
+        self, request: Request, visit: Visit, case: Case, *, wrong: NotWhole | None = None, form: Form | None = None
+    ) -> Answer:
+        """`wrong` is said beside its field, and what the moderator had filled in stands there again."""
         now = self._clock.now()
         about = case.user_id or ""
         joined = await self._cases.same_as(case.case_id)
         envelopes = [one for which in (case, *joined) for one in await self._envelopes.of_case(which.case_id)]
         return await self._frame.page(
-            request, visit, "desk_case.html", case=case, words=desk_words, now=now, open=case.is_open,
+            request, visit, "desk_case.html", status=200 if wrong is None else wrong.status,
+            wrong=wrong, given=form or Form([]), own_server=self._frame.server_name, case=case, words=desk_words, now=now, open=case.is_open,
             overdue=case.due_ts < now, proofs=await self._disclosures.of_case(case.case_id),
             envelopes=[one for one in envelopes if not one.get("forgotten")], joined=joined,
             history=await self._cases.history(case.case_id),
@@ -164,9 +175,11 @@ class DeskCases(Part):
         step = self._steps.get(request.params["step"])
         if step is None:
             raise NotFound("The desk does not know this step. Load the case again.")
-        return await step(
-            request, visit, form, await self._cases.for_moderator(request.params["case_id"], visit.user_id)
-        )
+        case = await self._cases.for_moderator(request.params["case_id"], visit.user_id)
+        try:
+            return await step(request, visit, form, case)
+        except NotWhole as wrong:
+            return await self._show(request, visit, case, wrong=wrong, form=form)
 
     def _back(self, case: Case) -> web.Response:
         return self._frame.redirect(f"{PAGE}/case/{case.case_id}")

@@ -9,25 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.accounts.users import Users
-from relay.clock import DAY
-from relay.errors import InvalidParam, MissingParam
-from relay.ids import server_of
 from relay.moderation import case_rules as rules
-from relay.moderation.acts import MEASURES
 from relay.moderation.appeals import Appeals
 from relay.moderation.case_rows import Case
 from relay.moderation.decisions import Decisions
-from relay.moderation.statements import MAX_FACTS, Chosen, Statement, require_complete
+from relay.moderation.direct import DirectMeasures
+from relay.moderation.statements import MAX_FACTS, MIN_FACTS, Statement
 from relay.pages import desk_words
+from relay.pages.desk_statements import NotWhole, fields_of, reasons_of, statement_of
 from relay.pages.forms import Form
 from relay.pages.frame import Frame
 from relay.pages.visits import Visit
 from relay.web import Answer, Request
 
-MAX_GROUND, MAX_MEDIA = 180, 400
-FIELDS = ("version", "reason", "lasts", "ground_kind", "ground", "facts", "media", "outcome")
-# Measures that end by themselves only where the moderator says so.
-_LASTING = frozenset({"suspend", "lock", "ban", "quarantine", "block_room", "block_server"})
+STANDS, TAKEN_BACK, CHANGED = "upheld", "reversed", "changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +34,14 @@ class _Asked:
 
 
 class DeskDecisions:
-    def __init__(self, frame: Frame, users: Users, decisions: Decisions, appeals: Appeals) -> None:
+    def __init__(
+        self, frame: Frame, users: Users, decisions: Decisions, appeals: Appeals, direct: DirectMeasures
+    ) -> None:
         self._frame = frame
         self._users = users
         self._decisions = decisions
         self._appeals = appeals
+        self._direct = direct
 
     async def shown(self, case: Case, actor: str) -> dict[str, Any]:
         """What the case's page shows of deciding."""
@@ -55,6 +53,7 @@ class DeskDecisions:
             "may_decide": case.duplicate_of is None and (case.state in rules.UNDECIDED or appealed),
             "appealed": appealed,
             "appeals": await self._appeals.of_case(case.case_id),
+            "lacks_reasons": self._direct.lacks_reasons(case, made),
             "own_decision": appealed and bool(made) and made[-1].decider == actor,
         }
 
@@ -73,28 +72,49 @@ class DeskDecisions:
         return found
 
     async def decide(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
-        asked = self._read(form, case, visit.user_id)
+        statement, wanted = statement_of(form, case, visit.user_id, self.possible(case))
         if not form.ticked("sure"):
+            asked = _Asked(statement, [*fields_of(form), *(("measure", one) for one in wanted)])
             return await self._ask(request, visit, case, asked, "Decide so?")
-        await self._decisions.decide(case.case_id, visit.user_id, _version(form), asked.statement)
+        await self._decisions.decide(case.case_id, visit.user_id, _version(form), statement)
         return self._frame.redirect(f"/_relay/desk/case/{case.case_id}")
 
     async def answer_appeal(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
+        """The decision stands, is taken back, or another takes its place."""
         outcome = form.text("outcome", 20)
-        if outcome not in ("upheld", "reversed"):
-            raise MissingParam("Say whether the decision stands or is taken back.")
+        if outcome not in (STANDS, TAKEN_BACK, CHANGED):
+            raise NotWhole("outcome", "Say whether the decision stands, is taken back, or is changed.")
         made = await self._decisions.of_case(case.case_id)
         if not made:
             raise rules.NotNow("There is no decision to answer for. Load the case again.")
-        facts = form.required("facts", MAX_FACTS, "why")
-        statement = Statement(made[-1].reason_code, made[-1].ground, facts)
-        require_complete(statement, visit.user_id, case.case_id)
+        if outcome == CHANGED:
+            statement, wanted = statement_of(form, case, visit.user_id, self.possible(case))
+            if not statement.measures:
+                raise NotWhole("measure", "Tick what takes its place. Where nothing does, the decision is taken back.")
+            ticked = [("measure", one) for one in wanted]
+        else:
+            facts, ticked = form.text("facts", MAX_FACTS), []
+            if len(facts) < MIN_FACTS:
+                raise NotWhole("facts", f"Say why in at least {MIN_FACTS} characters: both sides read it.")
+            statement = Statement(made[-1].reason_code, made[-1].ground, facts)
         if not form.ticked("sure"):
-            question = "Let the decision stand?" if outcome == "upheld" else "Take the decision back?"
-            return await self._ask(request, visit, case, _Asked(statement, _fields(form)), question, appeal=True)
+            question = {
+                STANDS: "Let the decision stand?", TAKEN_BACK: "Take the decision back?", CHANGED: "Put this in its place?"
+            }[outcome]  # fmt: skip
+            asked = _Asked(statement, [*fields_of(form), *ticked])
+            return await self._ask(request, visit, case, asked, question, appeal=True)
         await self._appeals.answer(
-            case.case_id, visit.user_id, _version(form), reverse=outcome == "reversed", statement=statement
+            case.case_id, visit.user_id, _version(form), reverse=outcome != STANDS, statement=statement
         )
+        return self._frame.redirect(f"/_relay/desk/case/{case.case_id}")
+
+    async def state_reasons(self, request: Request, visit: Visit, form: Form, case: Case) -> Answer:
+        """Of a measure that a tool or the command line took without any."""
+        made = await self._decisions.of_case(case.case_id)
+        if not made:
+            raise rules.NotNow("There is no measure to give reasons for. Load the case again.")
+        told = reasons_of(form, reason=made[0].reason_code)
+        await self._direct.state(case.case_id, visit.user_id, told.reasons)
         return self._frame.redirect(f"/_relay/desk/case/{case.case_id}")
 
     async def _ask(
@@ -105,46 +125,6 @@ class DeskDecisions:
             request, visit, "desk_decide_sure.html", case=case, decision=asked.statement, fields=asked.fields,
             question=question, appeal=appeal, final=any(one in desk_words.FINAL for one in measures), words=desk_words,
         )  # fmt: skip
-
-    def _read(self, form: Form, case: Case, actor: str) -> _Asked:
-        """Raises an ApiError that says what is missing."""
-        wanted = form.every("measure")
-        if not wanted:
-            raise MissingParam("Say what is done: tick Nothing, or one measure at least.")
-        if "none" in wanted and len(wanted) > 1:
-            raise InvalidParam("You ticked Nothing and a measure beside it. Go back and choose one or the other.")
-        possible = self.possible(case)
-        if any(one != "none" and one not in possible for one in wanted):
-            raise InvalidParam("A measure does not fit this case. Load the case again.")
-        lasts, reason, kind = form.text("lasts", 10), form.text("reason", 40), form.text("ground_kind", 10)
-        if reason not in desk_words.REASONS:
-            raise MissingParam("Choose a reason.")
-        if lasts and lasts not in desk_words.LASTS_DAYS:
-            raise InvalidParam("The desk does not know this length of time. Load the case again.")
-        lasts_ms = desk_words.LASTS_DAYS[lasts] * DAY if lasts else None
-        ground = form.required("ground", MAX_GROUND, "which rule or law it breaks")
-        statement = Statement(
-            reason, f"{'law' if kind == 'law' else 'terms'}:{ground}", form.text("facts", MAX_FACTS),
-            tuple(self._chosen(one, case, form, lasts_ms) for one in wanted if one != "none"),
-        )  # fmt: skip
-        require_complete(statement, actor, case.case_id)
-        return _Asked(statement, [*_fields(form), *(("measure", one) for one in wanted)])
-
-    def _chosen(self, measure: str, case: Case, form: Form, lasts_ms: int | None) -> Chosen:
-        kind = MEASURES[measure]
-        target = {
-            "user": case.user_id, "event": case.event_id, "room": case.room_id,
-            "server": server_of(case.user_id or ""),
-            "media": form.text("media", MAX_MEDIA),
-        }[kind.target]  # fmt: skip
-        if not target:
-            raise MissingParam("Name the file that is to be quarantined: mxc://server/ID or sha256:HEX.")
-        room_id = case.room_id if kind.in_a_room else None
-        return Chosen(measure, target, room_id, lasts_ms if measure in _LASTING else None)
-
-
-def _fields(form: Form) -> list[tuple[str, str]]:
-    return [(name, form.text(name, MAX_FACTS)) for name in FIELDS if form.ticked(name)]
 
 
 def _version(form: Form) -> int | None:

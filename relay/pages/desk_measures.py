@@ -16,7 +16,9 @@ from relay.moderation.actions import Actions
 from relay.moderation.acts import MEASURES, Act
 from relay.moderation.flags import Flags
 from relay.moderation.restrictions import KEPT_OUT, KINDS, LOCK, MEDIA_HASH, SUSPEND, Restriction, Restrictions
+from relay.moderation.statements import MAX_FACTS
 from relay.pages import desk_words
+from relay.pages.desk_statements import NotWhole, reasons_of
 from relay.pages.forms import Form
 from relay.pages.frame import Frame
 from relay.pages.visits import Visit
@@ -24,7 +26,7 @@ from relay.part import Part
 from relay.web import Answer, Request, Route
 
 PAGE = "/_relay/desk/measures"
-MAX_FORM_BYTES = 16 * 1024
+MAX_FORM_BYTES = 32 * 1024
 MAX_TARGET = 400
 MAX_SHOWN = 500
 
@@ -46,11 +48,17 @@ class DeskMeasures(Part):
             yield Route("POST", f"{PAGE}/{name}", take, auth="none", max_body=MAX_FORM_BYTES)
 
     async def _page(self, request: Request, visit: Visit) -> Answer:
+        return await self._show(request, visit)
+
+    async def _show(
+        self, request: Request, visit: Visit, *, wrong: NotWhole | None = None, form: Form | None = None
+    ) -> Answer:
         in_force = await self._in_force()
+        given = form or Form([])
         return await self._frame.page(
-            request, visit, "desk_measures.html", in_force=in_force[:MAX_SHOWN], left_out=len(in_force[MAX_SHOWN:]),
-            waiting=await self._actions.waiting(), words=desk_words, target=request.query.get("target", "")[:MAX_TARGET],
-            chosen=request.query.get("measure", ""),
+            request, visit, "desk_measures.html", status=200 if wrong is None else wrong.status, wrong=wrong, given=given, in_force=in_force[:MAX_SHOWN], left_out=len(in_force[MAX_SHOWN:]),
+            waiting=await self._actions.waiting(), words=desk_words, target=given.text("target", MAX_TARGET) or request.query.get("target", "")[:MAX_TARGET],
+            chosen=given.text("measure", 40) or request.query.get("measure", ""),
         )  # fmt: skip
 
     async def _in_force(self) -> list[Restriction]:
@@ -74,7 +82,10 @@ class DeskMeasures(Part):
         )  # fmt: skip
 
     async def _take(self, request: Request, visit: Visit, form: Form) -> Answer:
-        act = parse_act(form, visit.user_id)
+        try:
+            act = parse_act(form, visit.user_id)
+        except NotWhole as wrong:
+            return await self._show(request, visit, wrong=wrong, form=form)
         if not form.ticked("sure"):
             return await self._frame.page(
                 request, visit, "desk_sure.html", act=act, fields=_fields(form), words=desk_words, back=PAGE
@@ -107,16 +118,21 @@ def parse_act(form: Form, actor: str, *, case_id: str | None = None) -> Act:
         raise InvalidParam("The desk does not know this measure or this reason. Load the page again.")
     if lasts and lasts not in desk_words.LASTS_DAYS:
         raise InvalidParam("The desk does not know this length of time. Load the page again.")
+    undo = form.ticked("undo")
+    reasons = None
+    # Whoever is concerned reads why: with a measure against a file she may be unknown, and nobody has to be told.
+    if not undo and (MEASURES[measure].target in ("user", "event") or form.text("facts", MAX_FACTS)):
+        reasons = reasons_of(form).reasons
     if kind == KEPT_OUT:
         room_id, _, target = target.partition(" ")
     elif kind == MEDIA_HASH:
         target = f"sha256:{target}"
     return Act(
-        measure, target, actor, reason, room_id=room_id or None, case_id=case_id, undo=form.ticked("undo"),
+        measure, target, actor, reason, room_id=room_id or None, case_id=case_id, undo=undo, reasons=reasons,
         lasts_ms=desk_words.LASTS_DAYS[lasts] * DAY if lasts else None,
     )  # fmt: skip
 
 
 def _fields(form: Form) -> list[tuple[str, str]]:
-    names = ("measure", "target", "lasts", "reason", "room", "kind", "undo")
-    return [(name, form.text(name, MAX_TARGET)) for name in names if form.ticked(name)]
+    names = ("measure", "target", "lasts", "reason", "room", "kind", "undo", "ground_kind", "ground", "facts", "untold")
+    return [(name, form.text(name, MAX_FACTS)) for name in names if form.ticked(name)]

@@ -48,8 +48,15 @@ REASONS = {
     "protection": "To protect people while this is looked into",
 }
 
-LASTS = {"": "until it is lifted", "1d": "for a day", "7d": "for a week", "30d": "for 30 days", "180d": "for 180 days"}
-LASTS_DAYS = {"1d": 1, "7d": 7, "30d": 30, "180d": 180}
+LASTS = {
+    "": "until it is lifted",
+    "1d": "for a day",
+    "3d": "for 3 days",
+    "7d": "for a week",
+    "30d": "for 30 days",
+    "180d": "for 180 days",
+}
+LASTS_DAYS = {"1d": 1, "3d": 3, "7d": 7, "30d": 30, "180d": 180}
 
 RESTRICTIONS = {
     "suspend": "Suspended",
@@ -75,6 +82,7 @@ SUBJECTS = {
     "notice": "Notice from outside",
     "forwarded": "Handed over by another server",
     "elsewhere": "Decided on another server",
+    "direct": "A measure without a report",
 }
 STATES = {
     "new": "new", "triaged": "looked at", "in_review": "in work", "awaiting_disclosure": "waits for proof",
@@ -103,7 +111,9 @@ HAPPENED = {
     "envelope.sealed": "Sealed", "evidence.fetched": "Evidence opened", "envelope.rewrapped": "Evidence made readable for a new key", "case.minor": "May show a minor",
     "withheld": "Not shown to you", "case.withdrawn": "Reporter asked for removal", "case.emptied": "Emptied: its time was over", "restored": "A backup was restored",
     "restored.seen": "Restore acknowledged", "slowed": "Slowed down", "media.handed_out": "File looked at",
-    "keys.changed": "List of keys changed",
+    "keys.changed": "List of keys changed", "media.fetched": "File fetched from another server, by hand",
+    "reasons.stated": "Reasons stated", "untold": "Person not told", "forwarded": "Handed to another server's moderators",
+    "peer.answered": "The other server answered", "peer.decided": "Another server decided", "appeal.sent": "Objection sent on",
 }  # fmt: skip
 MOVES = {"undo": "Took back: {}", "asked": "Asked for: {}", "confirmed": "Confirmed: {}", "cancelled": "Cancelled: {}"}
 
@@ -116,7 +126,16 @@ ENVELOPES = {
 
 def ground(text: str) -> str:
     kind, _, which = text.partition(":")
+    if text == "terms:not stated":
+        return "Not stated yet"
     return {"terms": f"Rule of this relay: {which}", "law": f"Law: {which}"}.get(kind, text)
+
+
+UNTOLD = {
+    "": "They get a notice, with how to object",
+    "bulk": "Not told: an account that only sends advertising in bulk",
+    "law": "Not told: a law or an authority forbids it",
+}
 
 
 OUTCOMES = {"done": "done", "waits": "waits for a second person", "failed": "did not work", "undone": "taken back"}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from tests.pages.browsers import Browsers
-from tests.pages.desk_people import has_keys, makes_moderator
+from tests.pages.desk_people import has_keys, makes_moderator, notice_link
 from tests.people import until
 from tests.town import Town
+
+FACTS = "Wrote to thirty people who had asked him to stop."
 
 
 async def test_measures_are_taken_and_lifted(town: Town, browsers: Browsers) -> None:
@@ -17,14 +19,25 @@ async def test_measures_are_taken_and_lifted(town: Town, browsers: Browsers) -> 
     await reader.signs_in(alice, "/_relay/desk/measures")
     assert await reader.reads("Nothing is blocked")
 
-    async def asks_for(measure: str, target: str, reason: str = "Harassment") -> None:
+    async def asks_for(measure: str, target: str, reason: str = "Harassment", facts: str = FACTS) -> None:
         await page.locator("select[name=measure]").select_option(measure)
         await page.locator("input[name=target]:not([type=hidden])").fill(target)
         await page.locator("select[name=reason]").select_option(label=reason)
+        if facts:
+            await page.get_by_label("Which one").fill("rule 2")
+            await page.get_by_label("What happened").fill(facts)
         await reader.presses("Go on …")
 
+    await asks_for("suspend", mallory.id, facts="")
+    assert (
+        await page.locator("#problem-ground").inner_text() == "Name the rule or the law: without it nobody can object."
+    )
+    assert await page.locator("input[name=target]:not([type=hidden])").input_value() == mallory.id, (
+        "nothing is typed twice"
+    )
+    await reader.shows("desk-measure-not-whole")
     await asks_for("suspend", mallory.id)
-    assert await reader.reads("Suspend?") and await reader.reads("can read, leave rooms")
+    assert await reader.reads("Suspend?") and await reader.reads("can read, leave rooms") and await reader.reads(FACTS)
     await reader.shows("desk-sure")
     room = await mallory.creates_room()
     await reader.follows("No, back")
@@ -51,6 +64,11 @@ async def test_measures_are_taken_and_lifted(town: Town, browsers: Browsers) -> 
     await mallory.sends(room)
     await asks_for("warn", mallory.id, "Spam")
     await reader.presses("Yes, do it")
+    told = await browsers.open(scripts=False)
+    await told.signs_in(mallory, await notice_link(mallory, "appeal"))
+    assert (
+        await told.reads(FACTS) and await told.reads("Rule of this relay: rule 2") and await told.reads("Object to it")
+    )
     await reader.goes_to("/_relay/desk/person?user=mallory")
     assert await reader.reads("Counts until")
     await reader.shows("desk-person")
@@ -72,6 +90,8 @@ async def test_what_can_not_be_undone_takes_a_second_person(town: Town, browsers
     await asks.signs_in(alice, "/_relay/desk/measures?target=" + mallory.id)
     await asks.page.locator("select[name=measure]").select_option("deactivate")
     await asks.page.locator("select[name=reason]").select_option(label="Fraud")
+    await asks.page.get_by_label("Which one").fill("rule 4")
+    await asks.page.get_by_label("What happened").fill("Took money from three people for nothing.")
     await asks.presses("Go on …")
     await asks.presses("Yes, do it")
     assert await asks.reads("when confirmed") and await asks.page.get_by_role("button", name="Confirm").count() == 0

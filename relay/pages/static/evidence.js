@@ -1,37 +1,27 @@
 // Opens a case's envelopes in the moderator's browser. The key lies here under a passphrase; text and key never go to the relay.
-// Pictures and films: only by a second click, blurred, never stored, and none at all where a minor may be concerned.
+// What is opened is checked once more here (evidence_checks.js); files are shown by evidence_media.js.
 "use strict";
 
 (() => {
 const { openEnvelope, sealEnvelope, readPublic, unlockKey, fromBase64, toBase64 } = relayKeys;
+const { element } = relayMedia;
 
 const KEY = "relay.moderator.key";
-const SHARED_WORDS = 5;
-const MAX_MEDIA_BYTES = 100 * 1024 * 1024;
-const PICTURES = new Set(["image/jpeg", "image/png", "image/gif", "image/webp", "image/avif"]);
-const FILMS = new Set(["video/mp4", "video/webm", "video/ogg"]);
+const SHARED_WORDS = 5, MAX_ITEMS = 40;
 
 const card = document.getElementById("evidence-card");
 const says = document.getElementById("evidence-says");
 const opened = document.getElementById("opened");
 const cases = (card?.dataset.cases ?? "").split(" ");
+const about = { event: card?.dataset.event ?? "", person: card?.dataset.person ?? "", server: card?.dataset.server ?? "" };
 const texts = [];
 const named = new Set();
-const shownUrls = new Set();
+const files = { minor: card?.dataset.category === "minor", server: about.server, named, send };
 
 function say(text, tone = "bad") {
   says.textContent = text;
   says.className = `note ${tone}`;
   says.hidden = !text;
-}
-
-function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key === "class") made.className = value; else made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
 }
 
 const textOf = (bytes) => new TextDecoder().decode(bytes);
@@ -66,38 +56,48 @@ async function open() {
     try {
       if (!cases.includes(one.case_id)) throw new Error("The relay handed out the envelope of another case. Tell your operator.");
       const plaintext = await openEnvelope(key, one, one.case_id, one.version);
-      show(one, plaintext);
+      await show(one, plaintext);
     } catch (error) {
       failed.push(error.message || "An envelope could not be opened.");
     }
   }
   say(failed.join(" "), "warn");
   if (!failed.length) says.hidden = true;
+  if (!envelopes.some((one) => !one.forgotten)) say("There is nothing to open any more.", "");
   // So that the page's keys work again.
   opened.focus();
 }
 
-function send(step, fields = {}) {
+function send(step, fields = {}, signal = undefined) {
   const form = document.getElementById("open-evidence");
   const body = new URLSearchParams({ form: form.elements.form.value, ...fields });
-  return fetch(form.getAttribute("action").replace(/evidence$/, step), { method: "POST", body, redirect: "error" });
+  return fetch(form.getAttribute("action").replace(/evidence$/, step), { method: "POST", body, redirect: "error", signal });
 }
 
 // --- showing
 
-function show(envelope, plaintext) {
+/* A text of somebody's, with what can't be seen in it named. */
+function said(text, name = "div", kind = "said") {
+  const { nodes, marks } = relayChecks.visible(text);
+  const made = element(name, { class: kind, dir: "auto" }, ...nodes);
+  return marks ? [made, element("p", { class: "small" }, `This text holds ${marks} sign${marks === 1 ? "" : "s"} that can't be seen, or that turn its direction round; marked as [number].`)] : [made];
+}
+
+async function show(envelope, plaintext) {
   const text = textOf(plaintext);
   let value = null;
   try { value = JSON.parse(text); } catch { /* plain words */ }
   if (envelope.kind === "forward") showHandedOver(text);
-  else if (value && Array.isArray(value.items)) value.items.forEach(showMessage);
+  else if (envelope.kind === "evidence" && value && Array.isArray(value.items)) {
+    for (const item of value.items.slice(0, MAX_ITEMS)) if (item && typeof item === "object") await showMessage(item);
+  }
   else {
     const words = value && typeof value === "object" ? Object.entries(value).filter(([, v]) => typeof v === "string" && v) : [["", text]];
     const box = element("div", { class: "opened" }, element("p", { class: "small" }, kindOf(envelope.kind)));
-    for (const [name, said] of words) {
+    for (const [name, spoken] of words) {
       if (name && words.length > 1) box.append(element("p", { class: "small" }, name.replace(/_/g, " ")));
-      box.append(element("div", { class: "said" }, said));
-      texts.push(said);
+      box.append(...said(spoken));
+      texts.push(spoken);
     }
     opened.append(box);
   }
@@ -105,22 +105,28 @@ function show(envelope, plaintext) {
 
 const kindOf = (kind) => ({ words: "The reporter's own words", answer: "An answer", appeal: "An appeal", note: "A moderator's note" })[kind] ?? kind;
 
-function showMessage(item) {
+async function showMessage(item) {
   const box = element("div", { class: "opened" });
-  const when = item.origin_server_ts ? new Date(item.origin_server_ts).toLocaleString() : "";
-  box.append(element("p", { class: "small" }, element("span", { class: "id" }, item.sender ?? ""), ` ${when}`));
-  if (item.plaintext) {
+  const when = Number.isSafeInteger(item.origin_server_ts) ? new Date(item.origin_server_ts).toLocaleString() : "";
+  box.append(element("p", { class: "small" }, element("span", { class: "id" }, String(item.sender ?? "")), ` ${when}`));
+  if (typeof item.plaintext === "string" && item.plaintext) {
+    const { list, holds } = await relayChecks.found(item, about);
+    if (!holds) box.classList.add("doubtful");
     const raw = textOf(fromBase64(item.plaintext));
     let inner = null;
     try { inner = JSON.parse(raw); } catch { /* shown as it is */ }
     const content = inner && typeof inner.content === "object" && inner.content ? inner.content : {};
     const body = typeof content.body === "string" ? content.body : "";
-    box.append(element("div", { class: "said" }, body || raw));
+    box.append(...said(body || raw), list);
     texts.push(body || raw);
-    box.append(element("details", {}, element("summary", {}, "Everything that was sent"), element("pre", { class: "said mono" }, raw)));
+    box.append(element("details", {}, element("summary", {}, "Everything that was sent"), ...said(raw, "pre", "said mono")));
     for (const [role, file, info] of [["file", content.file, content.info], ["thumbnail", content.info?.thumbnail_file, content.info?.thumbnail_info]]) {
-      if (file && typeof file.url === "string") box.append(mediaOffer(item, role, file, String(info?.mimetype ?? "")));
+      if (!file || typeof file.url !== "string") continue;
+      const target = document.getElementById("media-target");
+      if (target && role === "file" && !target.value) target.value = file.url;
+      box.append(relayMedia.offer(item, role, file, String(info?.mimetype ?? ""), files));
     }
+    if (typeof content.url === "string") box.append(element("p", { class: "small" }, "The message names a file that is not encrypted. Nothing proves what lies there, so it is not shown here."));
   } else {
     box.append(element("p", { class: "small" }, "This message was not opened."));
   }
@@ -175,73 +181,15 @@ function showHandedOver(text) {
     element("p", {}, "Handed over by another relay's moderators. The proof is checked against what lies here; then you can read the message."), button));
 }
 
-// --- media: by a second click
-
-function mediaOffer(item, role, file, type) {
-  const place = element("div", { class: "stack" });
-  named.add(file.url);
-  const checked = (item.media ?? []).find((one) => one.role === role);
-  place.append(element("p", { class: "small" }, `A ${role} is attached: `, element("code", {}, file.url), checked ? ` (${checked.state})` : ""));
-  const target = document.getElementById("media-target");
-  if (target && role === "file" && !target.value) target.value = file.url;
-  if (card.dataset.category === "minor") {
-    place.append(element("p", { class: "note bad" }, "It is not shown: this case may concern a minor."));
-    return place;
-  }
-  const button = element("button", { type: "button" }, `Show the ${role}, blurred`);
-  button.addEventListener("click", () => showMedia(place, button, item, file, type), { once: true });
-  place.append(button);
-  return place;
-}
-
-async function showMedia(place, button, item, file, type) {
-  button.disabled = true;
-  const remark = element("p", { class: "small", role: "status" }, "Fetching …");
-  place.append(remark);
-  try {
-    const answer = await send("media", { url: file.url, event_id: item.event_id });
-    if (answer.status === 404) throw new Error("This relay does not hold the file. It is not fetched from elsewhere, since that would tell the sender's server.");
-    if (!answer.ok) throw new Error("The relay did not hand out the file.");
-    const ciphertext = new Uint8Array(await answer.arrayBuffer());
-    if (ciphertext.length > MAX_MEDIA_BYTES) throw new Error("The file is too large to be shown here.");
-    const url = URL.createObjectURL(new Blob([await decrypted(ciphertext, file)], { type }));
-    shownUrls.add(url);
-    place.append(blurred(url, type));
-    remark.remove();
-    button.remove();
-  } catch (error) {
-    remark.textContent = error.message;
-  }
-}
-
-async function decrypted(ciphertext, file) {
-  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", ciphertext));
-  const told = fromBase64(String(file.hashes?.sha256 ?? ""));
-  if (told.length !== 32 || hash.some((byte, at) => byte !== told[at])) throw new Error("The file is not the one that the message names.");
-  const key = await crypto.subtle.importKey("raw", fromBase64(file.key.k), "AES-CTR", false, ["decrypt"]);
-  return crypto.subtle.decrypt({ name: "AES-CTR", counter: fromBase64(file.iv), length: 64 }, key, ciphertext);
-}
-
-function blurred(url, type) {
-  let shown;
-  if (PICTURES.has(type)) shown = element("img", { src: url, alt: "the attached picture", class: "blurred", draggable: "false" });
-  else if (FILMS.has(type)) shown = element("video", { src: url, class: "blurred", controls: "", preload: "metadata", controlslist: "nodownload", disablepictureinpicture: "" });
-  else return element("p", { class: "small" }, "A file of this kind is not shown here.");
-  shown.addEventListener("contextmenu", (event) => event.preventDefault());
-  const clear = element("button", { type: "button" }, "Take the blur away");
-  clear.addEventListener("click", () => { clear.textContent = shown.classList.toggle("blurred") ? "Take the blur away" : "Blur it again"; });
-  return element("div", {}, element("div", { class: "veil" }, shown), element("div", { class: "row" }, clear));
-}
-
 function closeAll() {
   opened?.replaceChildren();
-  for (const url of shownUrls) URL.revokeObjectURL(url);
-  shownUrls.clear();
+  texts.length = 0;
+  relayMedia.close();
 }
 
 // --- reasons are the moderator's own words
 
-const wordsOf = (text) => text.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
+const wordsOf = (text) => relayChecks.bare(text).toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
 
 function shared(facts) {
   const mine = wordsOf(facts);

@@ -37,7 +37,7 @@ window.addEventListener("pageshow", () => {
 });
 
 // Lists marked with data-keys are walked with j and k, opened with Enter; other keys stand at their links as data-key.
-const typing = (element) => element.closest("input, textarea, select, [contenteditable]");
+const typing = (element) => element.closest?.("input, textarea, select, [contenteditable]");
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
   const marked = document.querySelector(`[data-key="${CSS.escape(event.key)}"]`);
