@@ -21,10 +21,11 @@ from relay.rooms.create import UNENCRYPTED_TYPES, Profiles
 from relay.rooms.receive import Receiver
 from relay.rooms.room import CREATE, JOIN_RULES, Room
 from relay.rooms.rooms import Rooms
-from relay.rooms.send import Sender
+from relay.rooms.send import MAX_TRIES, Sender
 from relay.rooms.store import LOCAL, Stored
 
 MAX_ALLOW_CONDITIONS = 50
+MEMBER = "m.room.member"
 IN_ROOMS = frozenset({"displayname", "avatar_url"})
 # What the server says in a member event, whatever a client wrote there.
 SERVERS_OWN = frozenset({"membership", "join_authorised_via_users_server", "third_party_invite", "third_party_signed"})
@@ -206,11 +207,10 @@ class Members:
             member.update(await self._profiles.member_content(target))
             await self._change(room_id, sender=sender, target=target, content=member, ts=ts)
             return
-        member = self._seal.outgoing("m.room.member", target, member)
+        member = self._seal.outgoing(MEMBER, target, member)
         async with room.lock:
-            event = await self._sender.judged(
-                room, sender=sender, type="m.room.member", content=member, state_key=target
-            )
+            event = await self._sender.judged(room, sender=sender, type=MEMBER, content=member, state_key=target)
+        event = await self._sender.recommended(room, event)
         # What it builds on is on disk before another server hears of it.
         await self._db.settled()
         if room.dropped:
@@ -302,13 +302,13 @@ class Members:
         profile = await self._profiles.member_content(user_id)
         for room_id in self._rooms.joined(user_id):
             room = await self._rooms.get(room_id)
-            mine = await room.event("m.room.member", user_id) if room is not None else None
+            mine = await room.event(MEMBER, user_id) if room is not None else None
             if mine is None:
                 continue
             kept = {k: v for k, v in mine.content.items() if k not in ("displayname", "avatar_url")}
             try:
                 await self._sender.send(
-                    room_id, sender=user_id, type="m.room.member", content={**kept, **profile}, state_key=user_id
+                    room_id, sender=user_id, type=MEMBER, content={**kept, **profile}, state_key=user_id
                 )
             except ApiError:
                 continue
@@ -316,32 +316,39 @@ class Members:
     async def _own_member(self, membership: str, user_id: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
         """What she says of herself when she comes, as far as the seal lets it pass."""
         content = {**await self._profiles.member_content(user_id), **_member(membership, given)}
-        return self._seal.outgoing("m.room.member", user_id, content)
+        return self._seal.outgoing(MEMBER, user_id, content)
 
     async def _change(
         self, room_id: str, *, sender: str, target: str, content: dict[str, Any], ts: int | None = None
     ) -> Stored:
         """One member event in a room that we are in. The sender need not be in it: she may just be coming."""
-        content = self._seal.outgoing("m.room.member", target, content)
-        for _ in range(3):
-            room = await self._rooms.get(room_id)
-            if room is None or not room.known:
-                raise NotFound("This room is not known here.")
-            async with room.lock:
-                if room.dropped:
+        content = self._seal.outgoing(MEMBER, target, content)
+        async with self._sender.draft(MEMBER, target) as draft:
+            for _ in range(MAX_TRIES):
+                room = await self._rooms.get(room_id)
+                if room is None or not room.known:
+                    raise NotFound("This room is not known here.")
+                await draft.prepare(room)
+                async with room.lock:
+                    if room.dropped:
+                        draft.forget()
+                        continue
+                    event = draft.ready(room)
+                    if event is None:
+                        event = await self._sender.judged(
+                            room, sender=sender, type=MEMBER, content=content, state_key=target, ts=ts, asked=draft.held
+                        )
+                        if await draft.put_aside(room, event):
+                            continue
+                    if room.dropped:
+                        continue
+                    with self._db.write(chain=room_id) as tx:
+                        one = self._appender.append(tx, room, event, marks=LOCAL)
+                try:
+                    await tx
+                    return one
+                except ChainBroken:
                     continue
-                event = await self._sender.judged(
-                    room, sender=sender, type="m.room.member", content=content, state_key=target, ts=ts
-                )
-                if room.dropped:
-                    continue
-                with self._db.write(chain=room_id) as tx:
-                    one = self._appender.append(tx, room, event, marks=LOCAL)
-            try:
-                await tx
-                return one
-            except ChainBroken:
-                continue
         raise ApiError("The room is busy repairing itself. Try again.", status=503)
 
 

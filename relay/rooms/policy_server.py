@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Self
 
 import structlog
 
@@ -29,8 +31,12 @@ STATE_TYPE = "m.room.policy"
 OLD_STATE_TYPE = "org.matrix.msc4284.policy"
 # The key's ID, always. Spec: server-server-api/#validating-policy-server-signatures
 KEY_ID = "ed25519:policy_server"
-# A person waits for it, and her room with her.
+# A person waits for it.
 ASK_SECONDS = 10.0
+# How often it is asked about one event without holding up the room, which may move on meanwhile each time; and for how long
+# the room is held up after that.
+MAX_ASKED_AHEAD = 3
+HELD_SECONDS = 2.0
 # One that could not be reached is left alone for so long: nobody waits for it meanwhile.
 DOWN_SECONDS = 30.0
 MAX_ASKED_AT_ONCE = 10
@@ -74,6 +80,12 @@ class PolicyServers:
             return PolicyServer(str(name), raw) if len(raw) == KEY_BYTES and name in room.servers else None
         return None
 
+    async def looks_at(self, room: Room, event_type: str, state_key: str | None) -> bool:
+        """Whether events of this kind need its signature."""
+        if (STATE_TYPE, "") not in room.entries and (OLD_STATE_TYPE, "") not in room.entries:
+            return False
+        return (event_type, state_key) not in _EXEMPT and await self.of(room) is not None
+
     async def concerns(self, room: Room, event: Event) -> bool:
         """Whether this event of ours needs a signature that it has not."""
         if (STATE_TYPE, "") not in room.entries and (OLD_STATE_TYPE, "") not in room.entries:
@@ -81,14 +93,14 @@ class PolicyServers:
         policy = await self.of(room)
         return policy is not None and not _exempt(event) and not _holds(policy, event)
 
-    async def signed(self, room: Room, event: Event) -> Event:
+    async def signed(self, room: Room, event: Event, seconds: float | None = None) -> Event:
         """An event of ours with the signature that it needs, before it is sent. Raises ApiError: what the policy server said,
-        or that it can't be asked."""
+        or that it can't be asked. The caller does not hold `room.lock`, or gives it few `seconds`."""
         policy = await self.of(room)
         if policy is None or _exempt(event) or _holds(policy, event):
             return event
         try:
-            return await self._ask(policy, event)
+            return await self._ask(policy, event, seconds)
         except RemoteError as error:
             if 400 <= error.status < 500 and error.status != 429:
                 # In its own words, but never in those that would end a client's session.
@@ -123,16 +135,17 @@ class PolicyServers:
 
         await asyncio.gather(*(look(one) for one in fresh))
 
-    async def _ask(self, policy: PolicyServer, event: Event) -> Event:
+    async def _ask(self, policy: PolicyServer, event: Event, seconds: float | None = None) -> Event:
         """The event with its signature. Raises RemoteError."""
         now = time.monotonic()
         if self._down_until.get(policy.name, 0.0) > now:
             raise RemoteError(policy.name, 0, "it could not be reached a moment ago")
         try:
-            async with asyncio.timeout(self._ask_seconds):
+            async with asyncio.timeout(self._ask_seconds if seconds is None else seconds):
                 answer = await self._remote.policy_signature(policy.name, event)
         except TimeoutError as late:
-            self._is_down(policy.name)
+            if seconds is None:
+                self._is_down(policy.name)
             raise RemoteError(policy.name, 0, "it took too long to answer") from late
         except RemoteError as error:
             if error.status == 0 or error.status >= 500:
@@ -159,8 +172,65 @@ class PolicyServers:
         self._down_until[name] = time.monotonic() + DOWN_SECONDS
 
 
+class Draft:
+    """An event of ours on its way into a room that may have a policy server. That one is asked without the room's lock, about
+    one event of ours after the other, so that only what comes from elsewhere meanwhile makes it be asked again."""
+
+    def __init__(self, policies: PolicyServers | None, event_type: str, state_key: str | None) -> None:
+        self._policies = policies
+        self._event_type = event_type
+        self._state_key = state_key
+        self._event: Event | None = None
+        self._asked = 0
+        self._turn = AsyncExitStack()
+        self._has_turn = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._turn.aclose()
+
+    async def prepare(self, room: Room) -> None:
+        """Before the room's lock. Raises ApiError: the policy server says no, or can't be asked."""
+        if self._policies is None:
+            return
+        if self._event is not None:
+            self._asked += 1
+            self._event = await self._policies.signed(room, self._event)
+        elif not self._has_turn and await self._policies.looks_at(room, self._event_type, self._state_key):
+            await self._turn.enter_async_context(room.asking)
+            self._has_turn = True
+
+    # --- under the room's lock
+
+    def forget(self) -> None:
+        """The room has to be loaded again; what it was built on may not be there any more."""
+        self._event = None
+
+    def ready(self, room: Room) -> Event | None:
+        """The event with its signature, if the room has not moved on."""
+        event, self._event = self._event, None
+        return event if event is not None and set(event.prev_events) == set(room.extremities) else None
+
+    @property
+    def held(self) -> bool:
+        """Whether the room has moved on so often that it waits now."""
+        return self._asked >= MAX_ASKED_AHEAD
+
+    async def put_aside(self, room: Room, event: Event) -> bool:
+        """Whether the policy server has to be asked about it first; the caller lets go of the room and begins again."""
+        if self.held or self._policies is None or not await self._policies.concerns(room, event):
+            return False
+        self._event = event
+        return True
+
+
+_EXEMPT = ((STATE_TYPE, ""), (OLD_STATE_TYPE, ""))
+
+
 def _exempt(event: Event) -> bool:
-    return event.key in ((STATE_TYPE, ""), (OLD_STATE_TYPE, ""))
+    return event.key in _EXEMPT
 
 
 def _holds(policy: PolicyServer, event: Event) -> bool:

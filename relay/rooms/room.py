@@ -73,6 +73,8 @@ class Room:
         self.version = version
         self.published = published
         self.lock = asyncio.Lock()
+        # Whose event the policy server is asked about; never waited for with `lock` in hand.
+        self.asking = asyncio.Lock()
         self.entries: StateMap = {}
         self.state: Mapping[Key, str] = _CurrentIds(self.entries)
         self.state_nid: int | None = None

@@ -22,7 +22,7 @@ from relay.protocol.seal import Seal
 from relay.protocol.signing import SigningKey
 from relay.rooms import redactions
 from relay.rooms.append import Appender
-from relay.rooms.policy_server import PolicyServers
+from relay.rooms.policy_server import HELD_SECONDS, Draft, PolicyServers
 from relay.rooms.room import CREATE, Room
 from relay.rooms.rooms import STILL_COMING, Rooms
 from relay.rooms.store import LOCAL, Key, Stored
@@ -30,8 +30,6 @@ from relay.rooms.store import LOCAL, Key, Stored
 # Each try may meet another write of the same batch that fails.
 MAX_TRIES = 10
 MAX_PREV_EVENTS = 10
-# How often a policy server is asked without holding up the room; each time the room may move on meanwhile.
-MAX_ASKED_AHEAD = 2
 
 
 class Sender:
@@ -105,10 +103,10 @@ class Sender:
         state_key: str | None = None,
         redacts: str | None = None,
         ts: int | None = None,
-        asked: bool = True,
+        asked: bool = False,
     ) -> Event:
-        """The same with the state read from the room, the doors and, unless `asked` says otherwise, the room's policy server
-        asked. The caller holds `room.lock`."""
+        """The same with the state read from the room and the doors asked; with `asked` also the room's policy server, which
+        gets little time for it. The caller holds `room.lock`."""
         if room.partial is not None and type == "m.room.member" and state_key != sender:
             raise ApiError(STILL_COMING, status=503)
         keys = [CREATE, *auth_keys(type, sender, state_key, content, room.version)]
@@ -117,7 +115,15 @@ class Sender:
             room, state, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts, ts=ts
         )
         await self._doors.send(event)
-        return event if self.policies is None or not asked else await self.policies.signed(room, event)
+        return event if self.policies is None or not asked else await self.policies.signed(room, event, HELD_SECONDS)
+
+    async def recommended(self, room: Room, event: Event) -> Event:
+        """With the signature of the room's policy server, for an event that need not be the room's latest. Raises ApiError."""
+        return event if self.policies is None else await self.policies.signed(room, event)
+
+    def draft(self, type: str, state_key: str | None) -> Draft:
+        """What an event goes through that may need the signature of the room's policy server."""
+        return Draft(self.policies, type, state_key)
 
     async def send(
         self,
@@ -146,67 +152,61 @@ class Sender:
             content = self._seal.outgoing(type, state_key, content)
         if state_key is not None:
             await self.adopt(type, content)
-        draft: Event | None = None
-        for tried in range(MAX_TRIES):
-            room = await self._rooms.require_joined(room_id, sender)
-            if draft is not None and self.policies is not None:
-                # Nobody else in the room waits for that, unless others were faster twice.
-                draft = await self.policies.signed(room, draft)
-            async with room.lock:
-                if room.dropped:
-                    draft = None
-                    continue
-                if state_key is not None:
-                    same = await self._unchanged(room, sender, type, state_key, content)
-                    if same is not None:
-                        return same
-                if draft is not None and set(draft.prev_events) == set(room.extremities):
-                    event, draft = draft, None
-                else:
-                    ahead = tried < MAX_ASKED_AHEAD
-                    try:
-                        event = await self.judged(
-                            room, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts,
-                            ts=ts, asked=not ahead,
-                        )  # fmt: skip
-                    except Dropped as dropped:
-                        return Stored(dropped.event, 0, None, room.nid, None, LOCAL)
-                    draft = None
-                    if ahead and self.policies is not None and await self.policies.concerns(room, event):
-                        draft = event
+        async with self.draft(type, state_key) as draft:
+            for _ in range(MAX_TRIES):
+                room = await self._rooms.require_joined(room_id, sender)
+                await draft.prepare(room)
+                async with room.lock:
+                    if room.dropped:
+                        draft.forget()
                         continue
-                target, levels = None, None
-                if type == "m.room.redaction":
-                    target = await redactions.target_of(self._db, room, event.redacts)
-                    levels = await room.levels()
-                    self._require_redactable(event, target, levels)
-                if room.dropped:
+                    if state_key is not None:
+                        same = await self._unchanged(room, sender, type, state_key, content)
+                        if same is not None:
+                            return same
+                    event = draft.ready(room)
+                    if event is None:
+                        try:
+                            event = await self.judged(
+                                room, sender=sender, type=type, content=content, state_key=state_key, redacts=redacts,
+                                ts=ts, asked=draft.held,
+                            )  # fmt: skip
+                        except Dropped as dropped:
+                            return Stored(dropped.event, 0, None, room.nid, None, LOCAL)
+                        if await draft.put_aside(room, event):
+                            continue
+                    target, levels = None, None
+                    if type == "m.room.redaction":
+                        target = await redactions.target_of(self._db, room, event.redacts)
+                        levels = await room.levels()
+                        self._require_redactable(event, target, levels)
+                    if room.dropped:
+                        continue
+                    with self._db.write(chain=room_id) as tx:
+                        one = self._appender.append(tx, room, event, marks=LOCAL, sent_by=sent_by)
+                        if sent_by is not None:
+                            tx.run(
+                                "INSERT INTO sent_transactions (user_id, device_id, txn_id, endpoint, event_nid, sent_ts) "
+                                "VALUES ($1, $2, $3, $4, $5, $6)",
+                                *sent_by,
+                                endpoint,
+                                one.nid,
+                                self._clock.now() // HOUR * HOUR,
+                            )
+                        if levels is not None:
+                            redactions.record(tx, room, one, target, levels)
+                        if beside is not None:
+                            beside(tx, one)
+                try:
+                    await tx
+                    return one
+                except ChainBroken:
                     continue
-                with self._db.write(chain=room_id) as tx:
-                    one = self._appender.append(tx, room, event, marks=LOCAL, sent_by=sent_by)
-                    if sent_by is not None:
-                        tx.run(
-                            "INSERT INTO sent_transactions (user_id, device_id, txn_id, endpoint, event_nid, sent_ts) "
-                            "VALUES ($1, $2, $3, $4, $5, $6)",
-                            *sent_by,
-                            endpoint,
-                            one.nid,
-                            self._clock.now() // HOUR * HOUR,
-                        )
-                    if levels is not None:
-                        redactions.record(tx, room, one, target, levels)
-                    if beside is not None:
-                        beside(tx, one)
-            try:
-                await tx
-                return one
-            except ChainBroken:
-                continue
-            except IntegrityError:
-                known = await self.sent_before(sent_by, endpoint)
-                if known is None:
-                    raise
-                return known
+                except IntegrityError:
+                    known = await self.sent_before(sent_by, endpoint)
+                    if known is None:
+                        raise
+                    return known
         raise ApiError("The room is busy repairing itself. Try again.", status=503)
 
     async def _unchanged(

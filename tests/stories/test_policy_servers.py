@@ -11,7 +11,7 @@ from relay.errors import ApiError, Forbidden
 from relay.protocol import event as events
 from relay.protocol.event import signing_bytes
 from tests.forger import Forger
-from tests.people import ciphertext, until
+from tests.people import ciphertext, path, until
 from tests.policy_office import Office
 from tests.town import Town, Within
 
@@ -115,3 +115,49 @@ async def test_nobody_is_held_up_while_the_policy_server_thinks(town: Town, offi
     several = await asyncio.gather(*(alice.sends(room) for _ in range(6)))
     for one_of_them in several:
         assert await officer.sees(one_of_them), "several at once are all sent"
+
+
+async def test_a_policy_server_that_hangs_keeps_nobody_from_the_room(town: Town, office: Office) -> None:
+    """Whatever is looked at, also somebody's coming and going: what needs no look comes through, and is seen."""
+    alice, bob, carol, officer, dora = await town.users(
+        "alice@one", "bob@two", "carol@one", "officer@three", "dora@one"
+    )
+    room = await alice.creates_room(with_=[bob, officer], preset="public_chat")
+    policy = {"via": officer.server, "public_keys": {"ed25519": office.public_key}}
+    assert await bob.sees(await alice.sets(room, "m.room.policy", policy))
+    await carol.joins(room)
+    await alice.syncs()
+    forger = Forger(town.houses["two"], town.houses["one"].name)  # type: ignore[arg-type]
+
+    async def bob_is_heard() -> None:
+        event = await forger.builds(room, bob.id, "m.room.encrypted", ciphertext())
+        signature = office.key.sign(signing_bytes(event))
+        await forger.transaction([events.with_signature(event, officer.server, "ed25519:policy_server", signature).pdu])
+        assert await alice.sees(event.id), "what is signed already comes through meanwhile"
+
+    for doing in (
+        lambda: dora.joins(room),
+        lambda: alice.kicks(room, dora),
+        lambda: alice.invites_to(room, dora),
+        lambda: alice.invites_to(room, frank),
+        lambda: alice.kicks(room, carol),
+    ):
+        office.thinks.clear()
+        asked = len(office.asked)
+        under_way = asyncio.create_task(doing())
+        assert await until(lambda asked=asked: len(office.asked) > asked), "it is looked at"
+        await bob_is_heard()
+        assert (await alice.calls("GET", path("rooms", room, "state", "m.room.policy")))["via"] == officer.server
+        assert not under_way.done(), "while the policy server hangs"
+        office.thinks.set()
+        await under_way
+    assert await bob.notices(lambda: bob.membership(room, carol) == "leave"), "and all of it happens"
+    assert await bob.notices(lambda: bob.membership(room, dora) == bob.membership(room, frank) == "invite")
+
+    # Several who speak at once take turns, so that nobody is looked at over and over.
+    asked = len(office.asked)
+    erin = await town.user("erin@one")
+    sent = await asyncio.gather(*(alice.sends(room) for _ in range(5)), erin.joins(room))
+    assert len(office.asked) - asked <= 2 * len(sent)
+    for event_id in sent[:5]:
+        assert await bob.sees(event_id)
