@@ -10,14 +10,21 @@ import pytest
 from relay.errors import ApiError, Forbidden
 from relay.protocol import event as events
 from relay.protocol.event import signing_bytes
+from relay.rooms.policy_server import PolicyServers
 from tests.forger import Forger
 from tests.people import ciphertext, path, until
 from tests.policy_office import Office
 from tests.town import Town, Within
 
 
+# Longer than a slow machine needs for what has to come through meanwhile.
+PATIENT = "federation: {extra_ca_file: ca.crt, outbox_backoff_min: 1s, request_timeout: 2m}"
+
+
 @pytest.fixture
 def office(monkeypatch: pytest.MonkeyPatch) -> Office:
+    assert PolicyServers.__init__.__kwdefaults__ is not None
+    monkeypatch.setitem(PolicyServers.__init__.__kwdefaults__, "ask_seconds", 120.0)
     return Office(monkeypatch)
 
 
@@ -91,6 +98,7 @@ async def test_the_form_before_1_18_is_understood(town: Town, office: Office) ->
 
 
 async def test_nobody_is_held_up_while_the_policy_server_thinks(town: Town, office: Office) -> None:
+    await town.relay("one", PATIENT)
     alice, bob, officer = await town.users("alice@one", "bob@two", "officer@three")
     room = await alice.creates_room(with_=[bob, officer])
     policy = {"via": officer.server, "public_keys": {"ed25519": office.public_key}}
@@ -119,9 +127,9 @@ async def test_nobody_is_held_up_while_the_policy_server_thinks(town: Town, offi
 
 async def test_a_policy_server_that_hangs_keeps_nobody_from_the_room(town: Town, office: Office) -> None:
     """Whatever is looked at, also somebody's coming and going: what needs no look comes through, and is seen."""
-    alice, bob, carol, officer, dora = await town.users(
-        "alice@one", "bob@two", "carol@one", "officer@three", "dora@one"
-    )
+    await town.relay("one", PATIENT)
+    alice, bob, officer = await town.users("alice@one", "bob@two", "officer@three")
+    carol, dora, frank = await town.users("carol@one", "dora@one", "frank@two")
     room = await alice.creates_room(with_=[bob, officer], preset="public_chat")
     policy = {"via": officer.server, "public_keys": {"ed25519": office.public_key}}
     assert await bob.sees(await alice.sets(room, "m.room.policy", policy))
