@@ -16,7 +16,6 @@ from tests.people import ciphertext, path, until
 from tests.policy_office import Office
 from tests.town import Town, Within
 
-
 # Longer than a slow machine needs for what has to come through meanwhile.
 PATIENT = "federation: {extra_ca_file: ca.crt, outbox_backoff_min: 1s, request_timeout: 2m}"
 
