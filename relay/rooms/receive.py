@@ -267,7 +267,7 @@ class Receiver:
             if verdict.outcome == "rejected" and not facts.cited and event.server not in room.servers:
                 # Nobody who is in the room can have built on it: it costs an outsider's server no space here.
                 return verdict, None
-            return verdict, self._set_aside(room, taken, verdict, at, facts)
+            return verdict, self._set_aside(room, taken, verdict, at, facts, gap)
         marks, target, levels = taken.marks | (AFTER_GAP if gap is not None and gap.missing else 0), None, None
         if event.type == "m.room.redaction" and create is not None:
             # The power that counts is that of the moment at which it was sent.
@@ -377,7 +377,9 @@ class Receiver:
             self._rooms.states.remember(known)
         return known.nid
 
-    def _set_aside(self, room: Room, taken: Taken, verdict: Verdict, at: _Place, facts: _Facts | None) -> Tx:
+    def _set_aside(
+        self, room: Room, taken: Taken, verdict: Verdict, at: _Place, facts: _Facts | None, gap: Gap | None
+    ) -> Tx:
         """Spec: server-server-api/#rejection, #soft-failure. The state after a rejected event is the one before it."""
         event = taken.event
         mark = REJECTED if verdict.outcome == "rejected" else SOFT_FAILED
@@ -392,6 +394,9 @@ class Receiver:
                 state_after = self._state_after(tx, room, event, at, number)
             self._appender.set_aside(tx, room, event, nid=number, state_after=state_after, marks=taken.marks | mark)
             close_gap(tx, room, event)
+            if gap is not None and mark == SOFT_FAILED:
+                # Where it was made it counts, and what lies before it may be reached by no other way.
+                note_gaps(tx, room, gap.missing, event)
         return tx
 
     async def _becomes(

@@ -152,6 +152,28 @@ async def test_a_server_that_keeps_its_answer_does_not_hold_up_those_who_give_it
     assert not one.gaps._under_way, "nothing is left of who hung up"
 
 
+async def test_what_lies_before_a_soft_failed_event_is_found(village: Village) -> None:
+    one, two = await village.home("one.example"), await village.home("two.example")
+    powers = {"users": {two.user("ben"): 100}}
+    room_id = await one.creates("anna", power_level_content_override=powers)
+    await one.joins("gus", room_id)
+    await two.joins("ben", room_id, "one.example")
+    await village.delivers_all()
+    banned = {"membership": "ban"}
+    await two.sets("ben", room_id, "m.room.member", banned, one.user("gus"))
+    said = await one.says("anna", room_id)
+    await village.loses(one, two)
+    over = await one.says("gus", room_id)
+    village.instead[("one.example", "get_missing_events")] = silence
+    assert over.id in await two.receives("one.example", room_id, over)
+    follows = await one.says("anna", room_id)
+    village.instead.clear()
+    assert await two.receives("one.example", room_id, follows) == {follows.id: None}
+    assert over.id not in await two.timeline(room_id), "what he said after he was put out is shown to nobody"
+    await two.gaps.backfill(await two.room(room_id), 50)
+    assert said.id in await two.timeline(room_id), "but what lies before it is found by who pages back"
+
+
 async def test_backfill_that_brings_nothing_is_not_repeated(village: Village, pair: tuple[str, Home, Home]) -> None:
     room_id, _, two = pair
     village.instead[("one.example", "backfill")] = silence
