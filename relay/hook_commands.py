@@ -11,6 +11,7 @@ import secrets
 from typing import Any
 
 from relay.config.hooks import MAX_SECRET_BYTES, SECRET_PREFIX
+from relay.moderation.policy_lists import EFFECTS, REVIEW
 from relay.peer_commands import Ask, Grammar, Tell
 
 
@@ -43,6 +44,53 @@ def grow(grammar: Grammar, tell: Tell, ask: Ask) -> None:
     )
     making.add_argument("name", metavar="NAME", help="whose room it is: yours, not the bot's")
     hooks.add("secret", secret, "make a secret for the config", "")
+    _grow_lists(grammar.group("list", "ban lists of others that this relay follows (docs/hooks.md)"), tell, ask)
+
+
+def _grow_lists(lists: Grammar, tell: Tell, ask: Ask) -> None:
+    def show(arguments: argparse.Namespace) -> int:
+        return tell(arguments, ask(arguments.data, "lists.show", {}), _lists)
+
+    def follow(arguments: argparse.Namespace) -> int:
+        what = {"room": arguments.room, "effect": arguments.effect, "via": arguments.via}
+        return tell(arguments, ask(arguments.data, "lists.follow", what), lambda one: _lists([one]))
+
+    def unfollow(arguments: argparse.Namespace) -> int:
+        return tell(arguments, ask(arguments.data, "lists.unfollow", {"room": arguments.room}), _unfollowed)
+
+    lists.add("show", show, "which are followed, and what they do", "--data data")
+    following = lists.add(
+        "follow", follow, "follow one, or follow it in another way", "'#bans:example.org' --effect review --data data"
+    )
+    following.add_argument("room", metavar="ROOM", help="its address (#name:server) or its room ID")
+    following.add_argument(
+        "--effect", choices=EFFECTS, default=REVIEW,
+        help="apply: what it names is turned away; review: it raises a flag; ignore (default: review)",
+    )  # fmt: skip
+    following.add_argument(
+        "--via", action="append", metavar="SERVER", help="a server that is in its room; may be given again"
+    )
+    leaving = lists.add("unfollow", unfollow, "follow one no longer", "'#bans:example.org' --data data")
+    leaving.add_argument("room", metavar="ROOM", help="its address or its room ID")
+
+
+def _lists(result: Any) -> str:
+    lines = [
+        f"{one['room_id']}  {one['effect']}, {one['rules']} rules, by the {one['chosen_by']}"
+        + (
+            ""
+            if one["heard"]
+            else "; NOT HEARD: nobody of this relay is in its room, follow it again with --via SERVER"
+        )
+        for one in result
+    ]
+    return "\n".join(lines) or "No list is followed."
+
+
+def _unfollowed(result: Any) -> str:
+    if result["effect"] is None:
+        return f"{result['room_id']} is followed no longer."
+    return f"What the config says counts again: {_lists([result])}"
 
 
 def _made(result: Any) -> str:

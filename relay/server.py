@@ -390,7 +390,7 @@ class Server:
             Ground(
                 appender, seal, key, settings.rooms.default_version, settings.base_url,
                 settings.moderation.outside_addresses, profiles, account_data, account, devices, sessions, rooms_part, grace, copies, keeping,
-                remote, connections, settings.moderation.forwarding,
+                remote, connections, settings.moderation.forwarding, members, directory.room_of,
             ),
         )  # fmt: skip
         self._parts += moderation.parts

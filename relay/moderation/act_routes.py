@@ -1,4 +1,4 @@
-"""Measures over the API: take one, see what waits for a second person, confirm or cancel it; what is in force; strikes, flags, lists.
+"""Measures over the API: take one, see what waits for a second person, confirm or cancel it; what is in force; strikes, flags.
 
 For moderators, with a session or a token that has the scope; only a session counts as a second person. docs/safety-api.md.
 """
@@ -25,7 +25,6 @@ class ActRoutes(Part):
         self._actions = actions
         self._restrictions = keeping.restrictions
         self._flags = keeping.flags
-        self._lists = keeping.lists
         self._tokens = tokens
 
     def routes(self) -> Iterable[Route]:
@@ -37,7 +36,6 @@ class ActRoutes(Part):
         yield Route("GET", f"{BASE}/restrictions", self._in_force, auth="none")
         yield Route("GET", f"{BASE}/users/{{userId}}/strikes", self._strikes, auth="none")
         yield Route("GET", f"{BASE}/flags", self._flagged, auth="none")
-        yield Route("GET", f"{BASE}/lists", self._followed, auth="none")
 
     async def _measures(self, request: Request) -> Answer:
         await self._tokens.require(request, "reports:read")
@@ -105,7 +103,3 @@ class ActRoutes(Part):
     async def _flagged(self, request: Request) -> Answer:
         await self._tokens.require(request, "reports:read")
         return {"mode": self._flags.mode, "flags": [flag.as_json() for flag in self._flags.listed()]}
-
-    async def _followed(self, request: Request) -> Answer:
-        await self._tokens.require(request, "reports:read")
-        return {"lists": self._lists.listing()}

@@ -25,6 +25,8 @@ from relay.moderation.doorkeeping import Doorkeeping
 from relay.moderation.freeze import Freeze
 from relay.moderation.keeping import Keeping
 from relay.moderation.links import Links
+from relay.moderation.list_following import Finds, ListFollowing
+from relay.moderation.list_routes import ListRoutes
 from relay.moderation.moderation_commands import ModerationCommands
 from relay.moderation.notices import Notices
 from relay.moderation.own_rooms import OwnRooms
@@ -44,6 +46,7 @@ from relay.protocol.signing import SigningKey
 from relay.remote import Remote, SpeaksSigned
 from relay.rooms.append import Appender
 from relay.rooms.create import Creator
+from relay.rooms.members import Members
 from relay.rooms.redactions import Grace
 from relay.rooms.rooms import Rooms
 from relay.rooms.routes import RoomsPart
@@ -74,6 +77,9 @@ class Ground:
     remote: Remote
     speaks: SpeaksSigned
     forwarding: bool
+    members: Members
+    # The room that an ID or an alias means.
+    finds: Finds
 
 
 @dataclass
@@ -92,6 +98,7 @@ class Casework:
     peers: Peers
     api: SafetyApi
     direct: DirectMeasures
+    following: ListFollowing
     tool_rooms: ToolRooms
     parts: list[Part] = field(default_factory=list)
     commands: Mapping[str, Command] = field(default_factory=dict)
@@ -214,7 +221,11 @@ def assemble(
         db, rooms, ground.appender, speaks, Seal("open"), OpenDoors(), ground.profiles, ground.key, ground.default_version,
     )  # fmt: skip
     tool_rooms = ToolRooms(users, rooms, clear, ground.seal.clear_rooms)
+    following = ListFollowing(
+        db, ground.keeping.lists, rooms, ground.members, own_rooms, audit_log, ground.finds
+    )  # fmt: skip
     commands = {
+        **following.commands(),
         **ModerationCommands(db, audit_log, users.server_name, cases, decisions, api).commands(),
         "rooms.management": tool_rooms.make_command,
     }
@@ -234,6 +245,7 @@ def assemble(
         peer_routes,
         api,
         ActRoutes(actions, ground.keeping, tokens),
+        ListRoutes(following, ground.keeping.lists, tokens),
     ]
     return Casework(
         own_rooms,
@@ -250,6 +262,7 @@ def assemble(
         peers,
         api,
         direct,
+        following,
         tool_rooms,
         parts,
         commands,

@@ -54,7 +54,7 @@ class Doorkeeping:
         self.flags = Flags(settings.flags, db, clock, rooms)
         model = data_dir / settings.classifier_model if settings.classifier_model else None
         self.classifiers = Classifiers(self.flags, settings.classifiers, model)
-        self.lists = PolicyLists(db, rooms, settings.policy_lists)
+        self.lists = PolicyLists(db, clock, rooms, settings.policy_lists)
         self.restrictions.further.append(self.lists.server_rule)
         self.lists.on_change.append(self.restrictions.changed)
         self.lists.on_review.append(self.flags.listed_by_others)
@@ -76,9 +76,8 @@ class Doorkeeping:
     def doors(self) -> list[Doors]:
         """In the order in which they are asked: what costs nothing first, and what only looks on last. What is not configured
         is not there."""
-        doors: list[Doors] = [RestrictionDoors(self.restrictions)]
-        if self.lists:
-            doors.append(PolicyListDoors(self.lists, self._server_name))
+        # Moderators may begin to follow a list at any time.
+        doors: list[Doors] = [RestrictionDoors(self.restrictions), PolicyListDoors(self.lists, self._server_name)]
         if self.hooks:
             doors.append(self._hook_doors)
         if self.flags:
@@ -95,6 +94,7 @@ class Doorkeeping:
     async def open(self) -> None:
         """After the database, before anybody is let in."""
         await self.restrictions.open()
+        await self.lists.open()
         await self.webhooks.open()
         await self.integrations.open()
 

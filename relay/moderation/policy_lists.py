@@ -3,6 +3,7 @@
 A list that is applied closes the doors: invites of those it names, rooms it names, and all traffic with servers it names.
 One for review only raises a flag. People of this server are never turned away by somebody else's list: that is for our
 own moderators. A server that they allow by name passes whatever lists say. Lists follow their rooms' state.
+Which lists: those of the config, and those that moderators chose while it runs (`list_following.py`), whose word counts more.
 """
 
 from __future__ import annotations
@@ -11,50 +12,129 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from relay.clock import DAY, Clock
 from relay.config.hooks import PolicyList
-from relay.db import Database
+from relay.db import Database, Tx
 from relay.doors import OpenDoors
-from relay.errors import Forbidden
+from relay.errors import Forbidden, InvalidParam
 from relay.ids import server_of
 from relay.moderation.policy_rules import TYPES, Bans, Kind
 from relay.part import Part
 from relay.rooms.room import Room
 from relay.rooms.rooms import Rooms
+from relay.tables import Schema, Table
 
 LOOK_AGAIN_SECONDS = 3_600.0
 APPLY, REVIEW, IGNORE = "apply", "review", "ignore"
+EFFECTS = (APPLY, REVIEW, IGNORE)
+MAX_LISTS = 100
+
+_LIFE = "until moderators choose anew"
 
 # What kind of thing, which one, and the room of the list that names it.
 OnMatch = Callable[[Kind, str, str], None]
 
 
 class PolicyLists(Part):
-    def __init__(self, db: Database, rooms: Rooms, lists: Sequence[PolicyList]) -> None:
+    schema = Schema(
+        "policy_lists",
+        tables=(
+            Table(
+                "policy_lists",
+                "what moderators chose to do with a ban list of others",
+                {
+                    "room_id": ("the list's room", _LIFE),
+                    "effect": ("whether it is applied, shown for review, or ignored", _LIFE),
+                    "since_day": ("the day of the choice", _LIFE),
+                },
+            ),
+        ),
+        steps=(
+            """
+            CREATE TABLE policy_lists (room_id TEXT PRIMARY KEY, effect TEXT NOT NULL, since_day BIGINT NOT NULL)
+            """,
+        ),
+    )
+
+    def __init__(self, db: Database, clock: Clock, rooms: Rooms, lists: Sequence[PolicyList]) -> None:
         self._db = db
+        self._clock = clock
         self._rooms = rooms
-        self._effects = {one.room_id: one.effect for one in lists}
+        self._configured: dict[str, str] = {one.room_id: one.effect for one in lists}
+        # Dropped from by nobody but `choose`, the only write to the table.
+        self._chosen: dict[str, str] = {}
+        self._effects = dict(self._configured)
+        self._first = asyncio.Event()
         self._bans: dict[str, Bans] = {}
         self._seen: dict[str, int | None] = {}
         # Told of what a list for review names, when it comes to a door.
         self.on_review: list[OnMatch] = []
         # Told when what the lists say has changed.
         self.on_change: list[Callable[[], None]] = []
-        self.read_once = asyncio.Event()
+
+    async def open(self) -> None:
+        """Before anybody is let in."""
+        rows = await self._db.read(lambda query: query.all("SELECT room_id, effect FROM policy_lists"))
+        self._chosen = dict(rows)
+        self._put_together()
+
+    def _put_together(self) -> None:
+        self._effects = {**self._configured, **self._chosen}
+        if self:
+            self._first.set()
+
+    def effect_of(self, room_id: str) -> str | None:
+        return self._effects.get(room_id)
+
+    def is_followed(self, room_id: str) -> bool:
+        """Whether the relay reads this room as a list: such a room it may join though it is not encrypted."""
+        return self._effects.get(room_id, IGNORE) != IGNORE
+
+    def choose(self, tx: Tx, room_id: str, effect: str | None) -> None:
+        """None: what the config says of it counts again. Call `look_again` when it is written. Raises InvalidParam."""
+        if effect is None:
+            tx.run("DELETE FROM policy_lists WHERE room_id = $1", room_id)
+        else:
+            if room_id not in self._chosen and len(self._chosen) >= MAX_LISTS:
+                raise InvalidParam(f"{MAX_LISTS} lists are followed already. Follow one of them no longer first.")
+            tx.run(
+                "INSERT INTO policy_lists (room_id, effect, since_day) VALUES ($1, $2, $3) "
+                "ON CONFLICT (room_id) DO UPDATE SET effect = excluded.effect, since_day = excluded.since_day",
+                room_id, effect, self._clock.now() // DAY * DAY,
+            )  # fmt: skip
+
+        def take() -> None:
+            if effect is None:
+                self._chosen.pop(room_id, None)
+            else:
+                self._chosen[room_id] = effect
+            self._put_together()
+
+        tx.after(take)
+
+    async def look_again(self, room_id: str) -> None:
+        """After a choice, or after somebody of ours came into the list's room."""
+        if self.is_followed(room_id):
+            await self._look(room_id)
+        self._changed()
+
+    def _changed(self) -> None:
+        for told in self.on_change:
+            told()
 
     def __bool__(self) -> bool:
         return any(effect != IGNORE for effect in self._effects.values())
 
     async def run(self) -> None:
         """Reads a list anew whenever its room's state has changed."""
-        while self:
+        await self._first.wait()
+        while True:
             since = self._db.stable_pos()
             changed = False
-            for room_id, effect in self._effects.items():
+            for room_id, effect in list(self._effects.items()):
                 changed |= effect != IGNORE and await self._look(room_id)
-            self.read_once.set()
             if changed:
-                for told in self.on_change:
-                    told()
+                self._changed()
             await self._db.bell.wait_line(since, LOOK_AGAIN_SECONDS)
 
     async def _look(self, room_id: str) -> bool:
@@ -104,6 +184,7 @@ class PolicyLists(Part):
             {
                 "room_id": room_id,
                 "effect": effect,
+                "chosen_by": "moderators" if room_id in self._chosen else "config",
                 "rules": self._bans[room_id].count if room_id in self._bans else 0,
                 "heard": effect == IGNORE or self._seen.get(room_id) is not None,
             }

@@ -112,7 +112,7 @@ def _desk(
             DeskForwarding(casework.peers, casework.reports),
         ),
         DeskMeasures(frame, acting.actions, keeping.restrictions, keeping.flags, users),
-        DeskLists(frame, keeping.lists, keeping.flags),
+        DeskLists(frame, keeping.lists, casework.following, keeping.flags),
         DeskLog(frame, audit_log),
         DeskFigures(frame, clock, casework.transparency),
         DeskKeys(frame, clock, proving.keys, proving.envelopes),

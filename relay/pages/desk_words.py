@@ -114,6 +114,8 @@ HAPPENED = {
     "keys.changed": "List of keys changed", "media.fetched": "File fetched from another server, by hand",
     "reasons.stated": "Reasons stated", "untold": "Person not told", "forwarded": "Handed to another server's moderators",
     "peer.answered": "The other server answered", "peer.decided": "Another server decided", "appeal.sent": "Objection sent on",
+    "list.apply": "Ban list applied", "list.review": "Ban list followed for review",
+    "list.ignore": "Ban list ignored", "list.unfollow": "Ban list followed no longer",
 }  # fmt: skip
 MOVES = {"undo": "Took back: {}", "asked": "Asked for: {}", "confirmed": "Confirmed: {}", "cancelled": "Cancelled: {}"}
 

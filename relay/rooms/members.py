@@ -1,7 +1,7 @@
 """Coming and going: join, leave, invite, kick, ban, knock, forget; in rooms of ours and, with `afar.py`, in others'.
 
 Spec: client-server-api/#room-membership, rooms/v8/ (restricted joins). The seal: a room without encryption is not joined
-(spaces, policy rooms and `privacy.clear_rooms` aside); inviting is free. Reasons are free text: the seal leaves them out.
+(spaces, policy rooms, ban lists that are followed and `privacy.clear_rooms` aside); inviting is free. Reasons are free text: the seal leaves them out.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Members:
         self._receiver = receiver
         self._clear_rooms = frozenset(clear_rooms)
         self._local_user_exists = local_user_exists
+        # Rooms that may be joined though they are not encrypted, beside those of the seal; moderation sets it.
+        self.also_admitted: Callable[[str], bool] = lambda room_id: False
         self._server_name = rooms.server_name
         # Asked before an invite is turned down; raises where that may not be. The server sets it.
         self.before_turning_down: Callable[[str, str], Awaitable[None]] | None = None
@@ -121,7 +123,9 @@ class Members:
 
     def _may_be_joined(self, room_id: str, encrypted: bool, room_type: object) -> bool:
         """Whether the seal lets local people into a room like this."""
-        return self._seal.level == "open" or encrypted or room_type in UNENCRYPTED_TYPES or room_id in self._clear_rooms
+        if self._seal.level == "open" or encrypted or room_type in UNENCRYPTED_TYPES:
+            return True
+        return room_id in self._clear_rooms or self.also_admitted(room_id)
 
     async def _authoriser(self, room: Room, user_id: str) -> str | None:
         """Who vouches for a restricted join: a local moderator if there is one, else somebody elsewhere; None if nobody has

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from relay.moderation.policy_rules import MAX_RULES, TYPES, Bans
 from tests.moderation.test_actions import SAFETY, takes
-from tests.people import Person, Refused, until
+from tests.people import Person, Refused, path, until
 from tests.town import Town
 
 
@@ -69,6 +71,51 @@ async def test_a_list_that_is_applied_closes_the_doors(town: Town) -> None:
     assert await until(flagged), "a list for review turns nobody away, and raises a flag"
 
 
+async def test_moderators_choose_lists_while_it_runs(town: Town) -> None:
+    """A list as it is deployed: a room without a type and without encryption, which nobody of ours is in."""
+    await town.relay("lists", "privacy: {seal: open}")
+    keeper, mallory = await town.users("keeper@lists", "mallory@three")
+    lists_room = await keeper.creates_room(preset="public_chat", room_alias_name="bans")
+    await keeper.sets(lists_room, "m.policy.rule.user", ban(mallory.id), "rule-1")
+    house = await town.relay("one")
+    mod, alice = await town.users("mod@one", "alice@one")
+    await house.command("user.admin", user="mod", admin=True)
+    theirs = await mallory.creates_room()
+
+    refused = await alice.is_refused(alice.calls("POST", f"{SAFETY}/lists", {"room_id": lists_room}))
+    assert refused.status == 403, "only moderators choose"
+    refused = await mod.is_refused(mod.calls("POST", f"{SAFETY}/lists", {"room_id": lists_room, "effect": "burn"}))
+    assert refused.status == 400 and "apply, review, ignore" in refused.text
+    followed = await mod.calls("POST", f"{SAFETY}/lists", {"room_id": f"#bans:{keeper.server}", "effect": "apply"})
+    assert followed == {
+        "room_id": lists_room, "effect": "apply", "chosen_by": "moderators", "rules": 1, "heard": True,
+    }  # fmt: skip
+    members = await keeper.members(lists_room)
+    assert mod.id not in members and alice.id not in members, "nobody has to show herself in the list's room"
+    assert (await mallory.is_refused(mallory.invites_to(theirs, alice))).status == 403, "it counts at once"
+    await keeper.sets(lists_room, "m.policy.rule.user", {}, "rule-1")
+    assert await until(lambda: invites(mallory, theirs, alice)), "and what is taken off it counts no longer"
+    await keeper.sets(lists_room, "m.policy.rule.user", ban(mallory.id), "rule-1")
+
+    async def turned_away() -> bool:
+        return not await invites(mallory, await mallory.creates_room(), alice)
+
+    assert await until(turned_away)
+    await house.restart()
+    assert await until(turned_away), "the choice outlives a restart"
+    words = [row["action"] for row in (await mod.calls("GET", f"{SAFETY}/audit"))["entries"]]
+    assert "list.apply" in words, "each choice stands in the log"
+    gone = await mod.calls("DELETE", f"{SAFETY}/lists/{path(lists_room)}")
+    assert gone == {"room_id": lists_room, "effect": None}
+    assert await until(lambda: invites(mallory, theirs, alice)), "a list that is followed no longer turns nobody away"
+
+    async def left() -> bool:
+        return [m for m in (await keeper.members(lists_room)).values() if m == "join"] == ["join"]
+
+    assert await until(left), "and the relay has left its room"
+    assert (await mod.is_refused(mod.calls("DELETE", f"{SAFETY}/lists/{path(lists_room)}"))).status == 404
+
+
 async def invites(person: Person, room: str, other: Person) -> bool:
     try:
         await person.invites_to(room, other)
@@ -102,6 +149,18 @@ def test_patterns_ports_and_what_is_no_ban() -> None:
     assert bans.match_user("@spammer:any.example") and bans.match_user("@a:deep.evil.example:8448")
     assert bans.match_server("bad.example:8448") and bans.match_server("BAD.example")
     assert not bans.match_user("@fine:x.example") and not bans.match_server("evil.example")
+
+
+def test_rules_that_name_by_a_hash_only() -> None:
+    """MSC4205: the base64 of the SHA-256 of the whole name."""
+    hashed = "VPqwbUV7mMMkOVto3kPwsNXXiALMs7VCKWh3OeqqjGs="
+    for key in ("hashes", "org.matrix.msc4205.hashes"):
+        bans = Bans([("m.policy.rule.user", {key: {"sha256": hashed}, "recommendation": "m.takedown"})])
+        assert bans.count == 1 and bans.match_user("@yarrgh:example.com")
+        assert not bans.match_user("@yarrgh:example.org")
+    server = base64.b64encode(hashlib.sha256(b"bad.example").digest()).decode()
+    bans = Bans([("m.policy.rule.server", {"hashes": {"sha256": server}, "recommendation": "m.ban"})])
+    assert bans.match_server("bad.example:8448") and bans.match_user("@a:bad.example")
 
 
 def test_a_list_is_bounded() -> None:
