@@ -11,6 +11,7 @@ import asyncio
 import secrets
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from relay.accounts.passwords import Passwords
 from relay.accounts.users import Users
@@ -134,6 +135,8 @@ class Appeals(Part):
         self._audit_log = audit_log
         # Where the decision was made elsewhere; the assembly sets it.
         self.peers: Elsewhere | None = None
+        # Of one case one thing at a time: what is taken back by one answer must not stand in another, and none comes between.
+        self._at_work: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # --- who may
 
@@ -197,6 +200,16 @@ class Appeals(Part):
             raise InvalidParam("Say why you object: a sentence is enough.")
         if case.kind == "elsewhere" and self.peers is not None and user_id is not None:
             return await self._file_elsewhere(case, user_id, text)
+        async with self._alone(case.case_id):
+            return await self._file_here(asked, await self._cases.get(case.case_id), user_id, side, text)
+
+    def _alone(self, case_id: str) -> asyncio.Lock:
+        lock = self._at_work.get(case_id)
+        if lock is None:
+            lock = self._at_work[case_id] = asyncio.Lock()
+        return lock
+
+    async def _file_here(self, asked: Case, case: Case, user_id: str | None, side: rules.Side, text: str) -> Appeal:
         decisions = await self._decisions.of_case(case.case_id)
         if not decisions or case.state not in (rules.DECIDED, rules.CLOSED, rules.APPEALED, rules.RE_REVIEW):
             raise rules.NotNow("Nothing is decided yet, so there is nothing to object to.")
@@ -293,6 +306,12 @@ class Appeals(Part):
         self, case_id: str, actor: str, version: int | None, *, reverse: bool, statement: Statement
     ) -> Decision:
         """Upholds the decision, or reverses it: its measures are taken back, and `statement` may name others in their place."""
+        async with self._alone(case_id):
+            return await self._answer(case_id, actor, version, reverse=reverse, statement=statement)
+
+    async def _answer(
+        self, case_id: str, actor: str, version: int | None, *, reverse: bool, statement: Statement
+    ) -> Decision:
         case = await self._cases.for_moderator(case_id, actor)
         if case.state not in (rules.APPEALED, rules.RE_REVIEW):
             raise rules.NotNow("Nobody objects to this decision now.")

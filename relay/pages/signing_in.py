@@ -7,8 +7,10 @@ where `next` says. A locked or closed account gets no further than the page for 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
-from relay.accounts.users import Users
+from relay.accounts.users import User, Users
+from relay.db import Tx
 from relay.doors import Doors
 from relay.errors import ApiError, Forbidden, NotFound, UserLocked
 from relay.limits import Limits
@@ -58,33 +60,40 @@ class SigningIn(Part):
         user_id = self._users.full_id(name)
         self._limits.spend("login", user_id)
         try:
-            opens = await self._proves(user_id, password)
+            opens, user = await self._proves(user_id, password)
+            # A second factor will be asked for between here and the next line, and named beside the password.
+            begun = await self._frame.visits.begin(
+                user_id, frozenset({PASSWORD}), opens, require=partial(self._require_unchanged, user)
+            )
         except ApiError as refused:
             return await self._frame.page(
                 request, visit, "sign_in.html", status=refused.status, after=after, name=name, wrong=refused.text
             )
-        # A second factor will be asked for between here and the next line, and named beside the password.
         if visit.signed_in:
             await self._frame.visits.end(visit)
-        begun = await self._frame.visits.begin(user_id, frozenset({PASSWORD}), opens)
         answer = self._frame.redirect(after if opens == ACCOUNT or after.startswith(APPEALS) else APPEALS)
         self._frame.set_cookie(request, answer, begun)
         return answer
 
-    async def _proves(self, user_id: str, password: str) -> str:
-        """What this password opens. Raises Forbidden."""
+    def _require_unchanged(self, user: User | None, tx: Tx) -> None:
+        """A password that is changed while the old one is being checked ends all visits, and this one must not come after that."""
+        if user is not None:
+            self._users.require_unchanged(tx, user)
+
+    async def _proves(self, user_id: str, password: str) -> tuple[str, User | None]:
+        """What this password opens, and whose it was; none for an account that is closed. Raises Forbidden."""
         user = await self._users.authenticate(user_id, password)
         if user is None:
             if self.may_appeal is not None and await self.may_appeal(user_id, password):
-                return APPEAL
+                return APPEAL, None
             raise Forbidden("The user name or the password is wrong. Try again.")
         if user.locked:
-            return APPEAL
+            return APPEAL, user
         try:
             await self._doors.login(user_id)
         except UserLocked:
-            return APPEAL
-        return ACCOUNT
+            return APPEAL, user
+        return ACCOUNT, user
 
     async def _sign_out(self, request: Request, visit: Visit, form: Form) -> Answer:
         await self._frame.visits.end(visit)

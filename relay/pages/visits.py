@@ -8,6 +8,7 @@ looked up for each page. A locked or closed account gets a visit that opens the 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -95,10 +96,15 @@ class Visits(Part):
             cookie, user_id, opens, bool(admin) and opens == ACCOUNT, bool(suspended), proved_ts, frozenset(proved.split())
         )  # fmt: skip
 
-    async def begin(self, user_id: str, proved: frozenset[str], opens: str = ACCOUNT) -> Visit:
-        """Signs a browser in, with a cookie of its own; the person's oldest visits end where there are too many."""
+    async def begin(
+        self, user_id: str, proved: frozenset[str], opens: str = ACCOUNT, *, require: Callable[[Tx], None] | None = None
+    ) -> Visit:
+        """Signs a browser in, with a cookie of its own; the person's oldest visits end where there are too many. `require` adds what
+        must still hold in that write."""
         cookie, now = _new_cookie(), self._clock.now()
         with self._db.write() as tx:
+            if require is not None:
+                require(tx)
             tx.run("DELETE FROM visits WHERE expires_ts <= $1", now)
             tx.run(
                 "DELETE FROM visits WHERE hash IN"

@@ -3,6 +3,7 @@ objections. And what of a case that may show a minor never leaves the house."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from io import StringIO
@@ -23,7 +24,7 @@ from tests.moderation.casehouse import FACTS, SAFETY, Desk, casework, desk, hear
 from tests.moderation.sessions import Session, disclosure
 from tests.moderation.tools import SECRET, Tool
 from tests.pages.visitors import Visitor
-from tests.people import Person, path, until
+from tests.people import Person, Refused, path, until
 from tests.town import Town
 
 DAYS = 24
@@ -140,6 +141,37 @@ async def test_proofs_of_joined_reports_last_as_long_as_what_is_objected_to(town
     await work.keeping.look()
     left = await work.cases._db.read(lambda query: query.value("SELECT count(*) FROM cases WHERE emptied = 0"))
     assert left == 0, "in the end all is let go"
+
+
+async def test_two_answers_to_one_objection_make_one(town: Town) -> None:
+    mod = await desk(town)
+    others = await town.users("second@one", "third@one")
+    for one in others:
+        await mod.house.command("user.admin", user=one.name, admin=True)
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room(with_=bob)
+    await reports(alice, room, await bob.sends(room))
+    [case] = await mod.queue()
+    await mod.decides(case["id"], {"measure": "suspend"})
+    work = casework(mod.house)
+    await work.appeals.file(case["id"], bob.id, "please look again")
+    why = {"reason_code": "mistake", "ground": "terms:1", "facts": FACTS}
+    where = f"{SAFETY}/reports/{case['id']}/appeal"
+    answers = await asyncio.gather(
+        others[0].calls("POST", where, {"verdict": "reversed", **why}),
+        others[1].calls("POST", where, {"verdict": "upheld", **why}),
+        work.appeals.file(case["id"], alice.id, "no, it is right"),
+        return_exceptions=True,
+    )
+    assert len([one for one in answers[:2] if isinstance(one, Refused)]) == 1, "whoever comes second hears so"
+    verdict = (await work.decisions.of_case(case["id"]))[-1].verdict
+    assert mod.house.server is not None
+    suspended = await mod.house.server.db.read(
+        lambda query: query.value("SELECT suspended FROM users WHERE user_id = $1", bob.id)
+    )
+    assert bool(suspended) is (verdict == "upheld"), "what holds is what was answered"
+    state = (await work.cases.get(case["id"])).state
+    assert (state == "appealed") is bool(await work.appeals.open_ones(case["id"])), "no objection is left behind"
 
 
 async def test_a_reporter_calls_nobody_for_ever(town: Town) -> None:

@@ -7,9 +7,11 @@ import re
 
 import pytest
 
+from relay.accounts.users import User
 from relay.clock import HOUR
 from relay.errors import Forbidden
 from relay.pages.frame import local_path
+from relay.pages.signing_in import SigningIn
 from relay.people.contact_gate import MAX_HELD_OF_SERVER, Held
 from tests.moderation.casehouse import desk, hears, token_in
 from tests.pages.visitors import FORM, Visitor
@@ -141,6 +143,28 @@ async def test_cookies_and_forms_of_other_sites(town: Town) -> None:
     # Signing out ends it, also for whoever has kept the cookie.
     await planted.sends("/_relay/", {}, to="/_relay/sign-out")
     assert (await other.gets("/_relay/"))[0] == 303
+
+
+async def test_the_old_password_opens_nothing_while_it_is_changed(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = await town.relay("one")
+    alice = await town.user("alice@one")
+    assert house.server is not None
+    signing_in = next(part for part in house.server._parts if isinstance(part, SigningIn))
+    authenticate = signing_in._users.authenticate
+
+    async def and_meanwhile(user_id: str, password: str) -> User | None:
+        found = await authenticate(user_id, password)
+        await house.command("user.password", user="alice", password="a new password of hers")
+        return found
+
+    monkeypatch.setattr(signing_in._users, "authenticate", and_meanwhile)
+    thief = Visitor(town, house, alice)
+    answer, text = await thief.sends("/_relay/sign-in", {"name": alice.id, "password": alice.password})
+    assert answer.status == 403 and "just been changed" in text
+    monkeypatch.undo()
+    assert (await thief.gets("/_relay/"))[0] == 303, "nobody is signed in with it"
+    alice.password = "a new password of hers"
+    await thief.signs_in()
 
 
 @pytest.mark.parametrize(
