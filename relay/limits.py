@@ -5,6 +5,7 @@ A bucket holds at most `burst` and refills at `per_second`. A full bucket is for
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -12,6 +13,20 @@ from relay.clock import Clock
 from relay.errors import LimitExceeded
 
 MAX_BUCKETS = 50_000
+
+
+def place_of(address: str) -> str:
+    """Whose requests are counted together: an IPv4 address, and of IPv6 the /56 that one connection to the internet gets, since
+    whoever has it has all the addresses in it."""
+    try:
+        one = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(one, ipaddress.IPv6Address):
+        if one.ipv4_mapped is not None:
+            return str(one.ipv4_mapped)
+        return str(ipaddress.IPv6Network((one, 56), strict=False))
+    return str(one)
 
 
 class Rate(Protocol):
@@ -41,6 +56,10 @@ class Limits:
         if len(self._buckets) >= MAX_BUCKETS:
             self._forget_full(now)
         self._buckets[(rate_class, key)] = (left - cost, now)
+
+    def spend_at(self, rate_class: str, address: str) -> None:
+        """The same for whoever is known by her address only."""
+        self.spend(rate_class, place_of(address))
 
     def _forget_full(self, now: float) -> None:
         for bucket, (left, at) in list(self._buckets.items()):

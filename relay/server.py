@@ -370,12 +370,12 @@ class Server:
         departures.deliver_passing_to(outbox.passing)
         edus = {edu_type: taker for part in self._parts for edu_type, taker in part.edus().items()}
         xmatrix = XMatrix(
-            name, keyring, doors, outbox.heard_from, later.heard_from, meets=partial(limits.spend, "strangers")
+            name, keyring, doors, outbox.heard_from, later.heard_from, meets=partial(limits.spend_at, "strangers")
         )
         asking, chains = Asking(rooms), Chains(db)
         invites = Invites(db, rooms, appender, intake, remote, seal, doors, key, local_user_exists=local_user_exists)
         self._parts += [
-            keyring, kept_keys, Notary(name, key, keyring, clock, partial(limits.spend, "strangers")), outbox if federation.enabled else Part(), ServesMedia(media),
+            keyring, kept_keys, Notary(name, key, keyring, clock, partial(limits.spend_at, "strangers")), outbox if federation.enabled else Part(), ServesMedia(media),
             Queries(name, VERSION, directory, profiles, device_keys, one_time_keys),
             Inbound(rooms, receiver, invites=invites, edus=edus, doors=doors), invites, Answers(name, db, clock, rooms, asking, chains),
             Joins(db, rooms, sender, members, receiver, remote, asking, chains, key),

@@ -407,7 +407,7 @@ class Web:
                 request.caller = self._services.itself(_token(request) or "")
             if route.limit is not None and (request.caller is None or request.caller.limited):
                 # Only in memory, and only for as long as the limit's bucket fills.
-                self._limits.spend(route.limit, request.address)
+                self._limits.spend_at(route.limit, request.address)
         return await route.function(request)
 
     async def _caller(self, request: Request) -> Caller:

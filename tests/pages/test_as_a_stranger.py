@@ -192,6 +192,13 @@ async def test_passwords_are_not_guessed_at_full_speed(town: Town) -> None:
             (await one_place.sends("/_relay/sign-in", {"name": f"user{number}", "password": "guess"}))[0].status
         )
     assert statuses == [403] * 4 + [429], "and of one place, whatever accounts it tries"
+    statuses = []
+    for number in range(5):
+        spread = Visitor(town, house, **{"X-Forwarded-For": f"2a02:1:2:3{number:02x}::{number + 1}"})
+        statuses.append(
+            (await spread.sends("/_relay/sign-in", {"name": f"other{number}", "password": "guess"}))[0].status
+        )
+    assert statuses == [403] * 4 + [429], "whoever has a /56 has all addresses in it"
 
 
 async def test_what_is_over_leaves_no_trace(town: Town) -> None:
