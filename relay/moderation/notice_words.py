@@ -37,6 +37,7 @@ APPEAL_REVERSED = "appeal_reversed"
 OTHER_SIDE_APPEALED = "other_side_appealed"
 NO_OTHER_MODERATOR = "no_other_moderator"
 REASONS_STATED = "reasons_stated"
+PEER_ANSWERED = "peer_answered"
 # To the moderators.
 NEW_REPORT = "new_report"
 URGENT_REPORT = "urgent_report"
@@ -67,6 +68,8 @@ SENTENCES: Mapping[str, str] = {
     ABOUT_YOU_ELSEWHERE: "The moderators of another server have decided something about you there (here it has the number {number}). "
     "To read what and why, or to object to it: {link}",
     WARNED: "The moderators have warned you (number {number}). To read why, or to object to it: {link}",
+    PEER_ANSWERED: "The moderators of the other server have answered what they decided about your report number {number}. "
+    "To read it: {link}",
     REASONS_STATED: "The moderators have now given the reasons for decision number {number}. To read them, or to object: {link}",
     APPEAL_RECEIVED: "Your objection to decision number {number} has arrived. Somebody looks at it again, and you will hear here "
     "what came of it.",

@@ -184,6 +184,9 @@ class PeerRoutes(Part):
             self._record(tx, "peer.answered", origin, case.case_id, told["reason_code"])
             for happened in self._cases.on_change:
                 happened(tx, "report.peer_answered", case)
+            if case.reporter is not None and self._users.is_local(case.reporter):
+                token = self._links.make(tx, case.case_id, "report", case.reporter)
+                self._notices.tell(tx, case.reporter, words.PEER_ANSWERED, case.case_id, link=("report", token))
         with suppress(SaidBefore):
             await tx
         return {}

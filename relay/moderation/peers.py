@@ -201,6 +201,14 @@ class Peers(Part):
             for forward_id, server, event_id, incoming, answer in rows
         ]
 
+    async def answers(self, case_id: str) -> list[dict[str, Any]]:
+        """What other servers decided about what was handed to them: server, measures, reason_code, automated, decided, verdict."""
+        return [
+            {**orjson.loads(one["answer"]), "server": one["server"]}
+            for one in await self.of_case(case_id)
+            if one["answer"] and not one["incoming"]
+        ]
+
     def take_answer(self, query: Query, forward_id: str, server: str, told: Mapping[str, Any]) -> None:
         """In the write of it: their first answer, and a few later ones that say something else and are younger. Raises NotFound,
         SaidBefore, NotNow, LimitExceeded."""

@@ -78,7 +78,13 @@ def assemble(
     signing_in.may_appeal = moderation.casework.appeals.may_appeal
     casework = moderation.casework
     reports = ReportPages(
-        frame, casework.links, casework.reports, casework.appeals, moderation.proving.envelopes, casework.keeping
+        frame,
+        casework.links,
+        casework.reports,
+        casework.appeals,
+        moderation.proving.envelopes,
+        casework.keeping,
+        casework.peers.answers,
     )
     return Pages(
         frame,

@@ -30,6 +30,7 @@ class DeskForwarding:
         return {
             "may_forward": case.consent and case.category != "minor" and self._is_on(),
             "forwards": await self._peers.of_case(case.case_id),
+            "answers": await self._peers.answers(case.case_id),
         }
 
     def _is_on(self) -> bool:

@@ -48,6 +48,9 @@ REASONS = {
     "protection": "To protect people while this is looked into",
 }
 
+# What only programs and other servers give.
+OTHER_REASONS = {"mistake": "A mistake", "other": "Another reason", "by_hand": "By hand, without a reason"}
+
 LASTS = {
     "": "until it is lifted",
     "1d": "for a day",

@@ -6,7 +6,7 @@ public form has nobody behind it; whoever has the code has the report. What peop
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import orjson
@@ -45,7 +45,14 @@ SAID = {
 
 class ReportPages(Part):
     def __init__(
-        self, frame: Frame, links: Links, reports: Reports, appeals: Appeals, envelopes: Envelopes, keeping: Keeping
+        self,
+        frame: Frame,
+        links: Links,
+        reports: Reports,
+        appeals: Appeals,
+        envelopes: Envelopes,
+        keeping: Keeping,
+        answers: Callable[[str], Awaitable[list[dict[str, Any]]]],
     ) -> None:
         self._frame = frame
         self._links = links
@@ -53,6 +60,7 @@ class ReportPages(Part):
         self._appeals = appeals
         self._envelopes = envelopes
         self._keeping = keeping
+        self._answers = answers
 
     def routes(self) -> Iterable[Route]:
         frame = self._frame
@@ -119,7 +127,7 @@ class ReportPages(Part):
             taken_back=[{**one, "card": _shown(one)} for one in await self._reports.taken_back(link, user_id)], words=desk_words,
             elsewhere=user_id is not None and case.user_id is not None and server_of(case.user_id) != self._frame.server_name,
             not_kept=case.words == WORDS_NOT_KEPT, can_seal=await self._envelopes.can_seal(),
-            decisions=await self._decided(link, user_id), expires_ts=link.expires_ts, **shown,
+            decisions=await self._decided(link, user_id), answers=await self._answers(case.case_id), expires_ts=link.expires_ts, **shown,
         )  # fmt: skip
 
     async def _decided(self, link: Link, user_id: str | None) -> list[Decision]:

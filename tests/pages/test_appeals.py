@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from relay.clock import DAY
 from relay.moderation.statements import Chosen, Statement
 from tests.pages.browsers import Browsers
 from tests.pages.desk_people import has_keys, makes_moderator, reports
@@ -94,6 +95,46 @@ async def test_a_receipt_does_the_same_and_the_named_person_sees_nothing(town: T
     assert await stranger.reads("has reached the moderators")
     await fair.page.reload()
     assert await fair.reads("Whoever reported objects to the decision")
+
+
+async def test_an_appeal_puts_a_shorter_time_in_the_place_of_a_longer_one(town: Town, browsers: Browsers) -> None:
+    house = await town.relay("one")
+    alice, victim, mallory = await town.users("alice@one", "victim@one", "mallory@one")
+    await makes_moderator(house, alice)
+    await has_keys(house, alice)
+    assert house.server is not None
+    casework, restrictions = house.server.moderation.casework, house.server._keeping.restrictions
+    room = await victim.creates_room(with_=mallory)
+    await reports(victim, room, await mallory.sends(room), "please look")
+    [case], _ = await casework.cases.queue()
+    month = Statement("threat", "terms:rule 1", FACTS, (Chosen("suspend", mallory.id, lasts_ms=30 * DAY),))
+    await casework.decisions.decide(case.case_id, alice.id, case.version, month)
+    await casework.appeals.file(case.case_id, mallory.id, "It happened once.")
+
+    reader = await browsers.open(scripts=False)
+    page = reader.page
+    await reader.signs_in(alice, f"/_relay/desk/case/{case.case_id}")
+    suspend = page.get_by_label("Suspend")
+    assert not await suspend.is_visible(), "nothing to tick where the decision stands"
+    await page.get_by_label("is changed").check()
+    await page.get_by_label("Why").fill("Once is not often: three days are enough for it.")
+    await page.get_by_label("Which one").fill("rule 1")
+    await reader.presses("Go on …")
+    assert await page.locator("#problem-measure").is_visible(), "something has to take its place"
+    await suspend.check()
+    await page.get_by_label("How long").select_option("3d")
+    await reader.shows("desk-appeal-changed")
+    await reader.presses("Go on …")
+    assert await reader.reads("Put this in its place?") and await reader.reads("for 3 days")
+    await reader.presses("Yes, decide so")
+    assert await reader.reads("Appeal answered")
+    ends = restrictions.find("suspend", mallory.id)
+    assert ends is not None and ends.until_ts is not None and ends.until_ts <= town.clock.now() + 3 * DAY
+    assert (await mallory.is_refused(mallory.sends(room))).errcode == "M_USER_SUSPENDED"
+    accused = await browsers.open(scripts=False)
+    await accused.signs_in(mallory, "/_relay/appeal")
+    assert await accused.reads("for 3 days") and await accused.reads("three days are enough")
+    await accused.shows("appeal-changed")
 
 
 async def _only_case(house: Within) -> str:

@@ -60,9 +60,41 @@ async def test_a_proof_crosses_to_the_other_relays_desk(town: Town, browsers: Br
     assert await away.reads("Proof: verified"), "its own account sent it"
     await opens_evidence(away)
     await away.page.get_by_text(MESSAGE).first.wait_for()
+    await away.page.get_by_text("Checked again in this browser: this text is exactly").wait_for()
     await away.shows("desk-forwarded")
+
+    # She decides there. Here the case says what, and so does the reporter's page.
+    await away.page.get_by_label("Suspend").check()
+    await away.page.locator("select[name=reason]").select_option("harassment")
+    await away.page.get_by_label("Which one").fill("rule 1")
+    await away.page.get_by_label("What happened").fill("Unwanted messages to somebody who had asked him to stop.")
+    await away.presses("Go on …")
+    await away.presses("Yes, decide so")
+    assert (await mallory.is_refused(mallory.sends(room))).errcode == "M_USER_SUSPENDED"
+    assert await until(lambda: _reads_at(home, case, "The other server's decision"))
+    said = await home.text()
+    assert "Suspend" in said and "Harassment" in said and two.name in said, "what, why and who"
+    assert "Unwanted messages to somebody" not in said, "their words stay with them"
+    await home.shows("desk-answered-elsewhere")
+    await _hears_of_it(victim)
+    await reporter.goes_to(await notice_link(victim, "report"))
+    assert await reporter.reads("What the other server decided") and await reporter.reads("Suspend")
+    await reporter.shows("report-answered-elsewhere")
     await home.is_content()
     await away.is_content()
+
+
+async def _reads_at(reader: Reader, where: str, words: str) -> bool:
+    await reader.goes_to(where)
+    return await reader.reads(words)
+
+
+async def _hears_of_it(person: Person) -> None:
+    def heard() -> bool:
+        events = [event for events in person.timeline.values() for event in events]
+        return any("have answered what they decided" in event["content"].get("body", "") for event in events)
+
+    assert await person.notices(heard), "whoever reported hears that there is an answer"
 
 
 async def _has_a_case(reader: Reader) -> bool:
