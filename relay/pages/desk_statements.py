@@ -57,7 +57,7 @@ def statement_of(form: Form, case: Case, actor: str, possible: list[str]) -> tup
     """The whole of a decision, and the measures as they were ticked. Raises NotWhole, ApiError."""
     wanted = form.every("measure")
     if not wanted:
-        raise NotWhole("measure", "Say what is done: tick Nothing, or one measure at least.")
+        raise NotWhole("measure", "Say what is done: tick one of these at least.")
     if "none" in wanted and len(wanted) > 1:
         raise NotWhole("measure", "You ticked Nothing and a measure beside it. Choose one or the other.")
     if any(one != "none" and one not in possible for one in wanted):

@@ -137,9 +137,9 @@ def ground(text: str) -> str:
 
 
 UNTOLD = {
-    "": "They get a notice, with how to object",
-    "bulk": "Not told: an account that only sends advertising in bulk",
-    "law": "Not told: a law or an authority forbids it",
+    "": "is told, with how to object",
+    "bulk": "isn't told: only advertises in bulk",
+    "law": "isn't told: a law forbids it",
 }
 
 
