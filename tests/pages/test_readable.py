@@ -95,7 +95,9 @@ async def test_every_page_can_be_read_on_a_phone_and_used_by_everybody(town: Tow
             await puts_key_in(reader, secret)
         for address in addresses:
             await reader.goes_to(address)
-            await reader.page.evaluate("() => document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+            await reader.page.evaluate(
+                "() => document.querySelectorAll('details').forEach((one) => { one.open = true; })"
+            )
             for scheme in ("light", "dark"):
                 await reader.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
                 if found := await reader.page.evaluate(LOOK, LEAST_CONTRAST):
