@@ -45,10 +45,8 @@ class KeptKeys(Part):
 
     def __init__(self, server_name: str, key: SigningKey, db: Database, old_keys: Sequence[OldKey] = ()) -> None:
         self._server_name = server_name
-        self._own = {
-            (key.key_id, key.verify_key),
-            *((old.key_id, from_base64(old.verify_key_base64)) for old in old_keys),
-        }
+        self._key = key
+        self._old_keys = old_keys
         self._db = db
 
     def note(self, tx: Tx, server: str, keys: Mapping[str, KnownKey]) -> None:
@@ -105,7 +103,9 @@ class KeptKeys(Part):
 
     def _keys(self, query: Query, server: str, key_id: str) -> Iterable[bytes]:
         if server == self._server_name:
-            yield from (key for name, key in self._own if name == key_id)
+            if key_id == self._key.key_id:
+                yield self._key.verify_key
+            yield from (from_base64(old.verify_key_base64) for old in self._old_keys if old.key_id == key_id)
         for table in ("server_keys", "former_server_keys"):
             for row in query.all(f"SELECT verify_key FROM {table} WHERE server = $1 AND key_id = $2", server, key_id):
                 yield bytes(row[0])

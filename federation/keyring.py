@@ -120,7 +120,8 @@ class Keyring(Part):
         """`notaries` are believed about the keys of servers that give none themselves."""
         self.server_name = server_name
         self._key = key
-        self._old_keys = tuple(old_keys)
+        # Ours; it grows where our own key is changed while we run.
+        self._old_keys = old_keys
         self._db = db
         self._clock = clock
         self._fetch_keys = fetch

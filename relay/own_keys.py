@@ -64,7 +64,7 @@ class OwnKeys:
         self._clock = clock
         listed = load_old(data_dir, settings)
         # A change that broke off half-way has listed the key that is still in use.
-        self.old = tuple(one for one in listed if (one.key_id, one.verify_key_base64) != _id(key))
+        self.old = [one for one in listed if (one.key_id, one.verify_key_base64) != _id(key)]
 
     def commands(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         return {"key.list": self.list, "key.rotate": self.rotate, "key.lost": self.lost}
@@ -89,20 +89,26 @@ class OwnKeys:
         ]
 
     async def rotate(self) -> dict[str, Any]:
-        """A new key from the next start on; the present one is put away."""
+        """A new key for whatever is signed from now on; the present one is put away."""
+        path = self._data_dir / self._settings.federation.key_file
+        if path.exists() and _id(folder.load_key(self._data_dir, self._settings)) != _id(self._key):
+            raise CommandFailed(
+                f"{path} holds another key than {self._key.key_id}, with which the relay signs. Move it away, or put your copy back, and try again."
+            )
         noted = await self._noted()
         if noted is not None and noted != _id(self._key) and noted[0] not in [one.key_id for one in self.old]:
             raise CommandFailed(
                 f"The key on disk ({self._key.key_id}) is not the one that this relay used last ({noted[0]}). Put your copy of that back "
                 "first, or say that it is lost: relay key rotate --lost"
             )
-        new = SigningKey.generate(f"ed25519:a_{random_string(4)}")
-        self._put_away(*_id(self._key))
-        folder.write_durably(
-            self._data_dir / self._settings.federation.key_file, new.dump().encode() + b"\n", folder.SECRET_MODE
-        )
+        new, before = SigningKey.generate(f"ed25519:a_{random_string(4)}"), self._key.key_id
+        # Nothing is awaited between the moment until which the old key holds and the one from which the new one signs.
+        put_away = self._put_away(*_id(self._key))
+        folder.write_durably(path, new.dump().encode() + b"\n", folder.SECRET_MODE)
+        self.old.append(put_away)
+        self._key.become(new)
         await self._note(new)
-        return {"key_id": new.key_id, "before": self._key.key_id}
+        return {"key_id": new.key_id, "before": before}
 
     async def lost(self) -> dict[str, Any]:
         """The key on disk takes the place of one that is gone; of that the database knows the public half."""
@@ -114,12 +120,11 @@ class OwnKeys:
         await self._note(self._key)
         return {"key_id": self._key.key_id, "before": noted[0] if noted is not None else None}
 
-    def _put_away(self, key_id: str, verify_key: str) -> None:
-        algorithm, _, name = key_id.partition(":")
-        old = [f"{o.key_id.replace(':', ' ')} {o.verify_key_base64} {o.expired_at}" for o in self.old]
-        lines = [*old, f"{algorithm} {name} {verify_key} {self._clock.now()}"]
-        path = old_path(self._data_dir, self._settings)
-        folder.write_durably(path, "".join(f"{line}\n" for line in lines).encode(), folder.SECRET_MODE)
+    def _put_away(self, key_id: str, verify_key: str) -> OldKey:
+        put_away = OldKey(key_id, verify_key, self._clock.now())
+        lines = [f"{o.key_id.replace(':', ' ')} {o.verify_key_base64} {o.expired_at}\n" for o in (*self.old, put_away)]
+        folder.write_durably(old_path(self._data_dir, self._settings), "".join(lines).encode(), folder.SECRET_MODE)
+        return put_away
 
     async def _noted(self) -> tuple[str, str] | None:
         text = await self._db.note(NOTE)

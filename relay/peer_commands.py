@@ -39,7 +39,11 @@ def grow(grammar: Grammar, tell: Tell, ask: Ask) -> None:
 
     def key_rotate(arguments: argparse.Namespace) -> int:
         if not arguments.lost:
-            return tell(arguments, offline(arguments.data, "key.rotate", {}), _rotated)
+            return tell(arguments, ask(arguments.data, "key.rotate", {}), _rotated)
+        if control.is_running(arguments.data):
+            raise control.CommandFailed(
+                "The relay runs, so its key is not lost: relay key rotate makes a new one, and puts it into the place of the file."
+            )
         with control.locked(arguments.data):
             own_keys.make_new(arguments.data, folder.load_settings(arguments.data))
         return tell(arguments, offline(arguments.data, "key.lost", {}), _rotated)
@@ -70,7 +74,7 @@ def grow(grammar: Grammar, tell: Tell, ask: Ask) -> None:
     keys = grammar.group("key", "the signing keys by which other servers know this relay")
     keys.add("list", key_list, "show the key in use and those that were put away", "--data data")
     rotate = keys.add(
-        "rotate", key_rotate, "sign with a new key from the next start on; the relay must not run", "--data data"
+        "rotate", key_rotate, "sign with a new key from now on, and announce the old one as such", "--data data"
     )
     rotate.add_argument("--lost", action="store_true", help="the old key is gone: make and announce a new one")
 
@@ -112,7 +116,7 @@ def _rotated(result: Any) -> str:
         if result["before"]
         else ""
     )
-    return f"The relay signs with {result['key_id']} from its next start on.{before} Keep a copy of the new key in a safe place."
+    return f"The relay signs with {result['key_id']} from now on.{before} Keep a copy of the new key in a safe place."
 
 
 def _forgotten(result: Any) -> str:

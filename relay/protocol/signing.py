@@ -58,6 +58,11 @@ class SigningKey:
     def sign(self, message: bytes) -> str:
         return to_base64(nacl.bindings.crypto_sign(message, self._secret)[:SIGNATURE_BYTES])
 
+    def become(self, other: SigningKey) -> None:
+        """Whoever holds this key signs with the other one from now on."""
+        self.key_id, self.verify_key, self._secret = other.key_id, other.verify_key, other._secret
+        self.verify_key_base64 = other.verify_key_base64
+
     def __repr__(self) -> str:
         return f"SigningKey({self.key_id})"
 

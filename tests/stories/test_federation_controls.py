@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -93,6 +94,30 @@ async def test_only_those_on_the_list_pass(town: Town) -> None:
     await sets_lists(one, allow=["*.example.org", "localhost*"])
     room = await alice.creates_room(with_=bob)
     assert await bob.sees(await alice.sends(room))
+
+
+async def test_a_signal_has_the_lists_read_again(town: Town) -> None:
+    """SIGHUP, as `systemctl reload` sends it; a file with a mistake changes nothing, and ends nothing."""
+    one = await town.relay_apart("one")
+    alice = await town.user("alice@one")
+    file = one.folder / config.CONFIG_NAME
+    good = file.read_text()
+
+    async def signals(text: str, answer: str) -> bool:
+        assert one.process is not None
+        file.write_text(text)
+        before = len(one.log.read_text())
+        one.process.send_signal(signal.SIGHUP)
+        return await until(lambda: answer in one.log.read_text()[before:], 30)
+
+    denied = good.replace("federation: {", 'federation: {deny: ["localhost:9"], ')
+    assert await signals(denied, "Taken up: federation.deny."), "it says what it did"
+    assert "shut that server out" in (await alice.is_refused(alice.joins("#anywhere:localhost:9"))).text
+    assert await signals(denied.replace("deny:", "denny:"), "Nothing was changed")
+    assert "shut that server out" in (await alice.is_refused(alice.joins("#anywhere:localhost:9"))).text
+    assert await signals(good, "Taken up: federation.deny.")
+    assert "shut that server out" not in (await alice.is_refused(alice.joins("#anywhere:localhost:9"))).text
+    assert one.process is not None and one.process.poll() is None
 
 
 async def _is_zero(house: Within, table: str) -> bool:
