@@ -79,7 +79,9 @@ class Metrics(Part):
         self._require_allowed(request)
         figures = [*self._of_the_house(), *await self._of_the_doors(), *await self._db.read(_of_the_desk)]
         text = "\n".join(line for figure in figures for line in figure.lines()) + "\n"
-        return web.Response(text=text, headers={"Content-Type": FORMAT, "Cache-Control": "no-store"})
+        return web.Response(
+            text=text, headers={"Server": "Sealed Relay", "Content-Type": FORMAT, "Cache-Control": "no-store"}
+        )
 
     def _require_allowed(self, request: Request) -> None:
         kind, _, given = request.http.headers.get("Authorization", "").partition(" ")
