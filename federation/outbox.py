@@ -177,6 +177,13 @@ class Outbox(Part):
     def forget_server(self, query: Query, server: str) -> int:
         return self.positions.forget_server(query, server)
 
+    def forgotten(self, server: str) -> None:
+        """What is on its way there is answered to nobody."""
+        lane = self.positions.lanes.get(server)
+        if lane is not None:
+            lane.empty()
+            self.positions.changed(server)
+
 
 def _read_news(query: Query, rooms: EventLog, departures: Departures, after: int, upto: int) -> News:
     found: Iterable[Logged] = rooms.new_events(query, after, upto, MAX_NEWS)

@@ -101,8 +101,11 @@ class Part:
         return 0
 
     def forget_server(self, query: Query, server: str) -> int:
-        """Removes what came from another server and its people; returns how many rows. While no relay serves anybody."""
+        """Removes what came from another server and its people; returns how many rows."""
         return 0
+
+    def forgotten(self, server: str) -> None:
+        """After that is committed: what memory still has of it goes, too."""
 
     def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
         """Counts its rows by the rule under which each may exist, and names those without one (design, section 3)."""

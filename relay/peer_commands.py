@@ -79,13 +79,13 @@ def grow(grammar: Grammar, tell: Tell, ask: Ask) -> None:
     rotate.add_argument("--lost", action="store_true", help="the old key is gone: make and announce a new one")
 
     def server_forget(arguments: argparse.Namespace) -> int:
-        return tell(arguments, offline(arguments.data, "server.forget", {"server": arguments.server}), _forgotten)
+        return tell(arguments, ask(arguments.data, "server.forget", {"server": arguments.server}), _forgotten)
 
     servers = grammar.group("server", "other servers")
     forget = servers.add(
         "forget",
         server_forget,
-        "remove all that came from a server and waits to go there; the relay must not run",
+        "remove all that came from a server and waits to go there",
         "evil.example --data data",
     )
     forget.add_argument("server", metavar="NAME", help="the part after the colon in user IDs")

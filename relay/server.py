@@ -425,7 +425,7 @@ class Server:
             **self._inspection.commands(),
             **own_keys.commands(),
             **Doctor(settings, key, clock, lookups, trusted, connections, backoff).commands(),
-            **Forgetting(name, db, self._parts, grace.must_stay).commands(),
+            **Forgetting(name, db, rooms, appender, self._parts, grace.must_stay).commands(),
             **moderation.commands,
             **Reloading(self.data_dir, settings, controls).commands(),
             "status": self._status,

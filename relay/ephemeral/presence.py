@@ -68,6 +68,10 @@ class Presence(Part):
         self.on_change: list[Callable[[str], None]] = []
         rooms.on_membership.append(self._membership_changed)
 
+    def forgotten(self, server: str) -> None:
+        for user_id in [user_id for user_id in self._people if server_of(user_id) == server]:
+            del self._people[user_id]
+
     def routes(self) -> Iterable[Route]:
         path = "/_matrix/client/v3/presence/{user_id}/status"
         yield Route("GET", path, self._get)

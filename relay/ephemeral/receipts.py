@@ -281,6 +281,11 @@ class Receipts(Part):
     def forget_server(self, query: Query, server: str) -> int:
         return query.run("DELETE FROM receipts WHERE user_id LIKE $1", f"%:{server}")
 
+    def forgotten(self, server: str) -> None:
+        for recent in self._recent.values():
+            for key in [key for key in recent.rows if server_of(key[0]) == server]:
+                del recent.rows[key]
+
     # --- what others ask
 
     @staticmethod

@@ -6,6 +6,7 @@ it up, and `put` takes a value only with a whole one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -36,6 +37,11 @@ class Kept(Generic[K, V]):
         while len(self._values) >= self._most:
             del self._values[next(iter(self._values))]
         self._values[key] = value
+
+    def drop_where(self, concerned: Callable[[K], bool]) -> None:
+        """The same for many."""
+        for key in [key for key in (*self._tickets, *self._values) if concerned(key)]:
+            self.drop(key)
 
     def drop(self, key: K) -> None:
         """Call after the commit of a change."""

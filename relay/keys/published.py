@@ -216,6 +216,9 @@ class Published(Part):
             )
         )
 
+    def forgotten(self, server: str) -> None:
+        self._kept.drop_where(lambda user_id: server_of(user_id) == server)
+
     # --- devices that are deleted
 
     def device_deleted(self, tx: Tx, user_id: str, device_id: str) -> None:

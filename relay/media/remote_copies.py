@@ -349,6 +349,10 @@ class RemoteCopies(Part):
                 removed += query.run("DELETE FROM remote_media WHERE server = $1 AND media_id = $2", server, media_id)
         return removed
 
+    def forgotten(self, server: str) -> None:
+        for key in [key for key in self._shown if key[0] == server]:
+            self._shown_bytes -= len(self._shown.pop(key)[1])
+
     def reseal(self, query: Query) -> int:
         """What was kept while the seal was open goes: those copies, and only those, have a label."""
         if self._seal.open:

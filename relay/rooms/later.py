@@ -186,6 +186,9 @@ class Later(Part):
     def forget_server(self, query: Query, server: str) -> int:
         return query.run("DELETE FROM waiting_events WHERE origin = $1", server)
 
+    def forgotten(self, server: str) -> None:
+        self._waiting = None  # counted anew
+
     def audit(self, query: Query) -> tuple[dict[str, int], list[Finding]]:
         counts: Counter[str] = Counter()
         findings = []

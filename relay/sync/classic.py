@@ -47,6 +47,9 @@ class ClassicSync(Part):
     def routes(self) -> Iterable[Route]:
         return (Route("GET", "/_matrix/client/v3/sync", self._sync),)
 
+    def forgotten(self, server: str) -> None:
+        self._gather.forget_shared()
+
     def stop(self) -> None:
         """Long polls end with what they have."""
         self._stopping = True

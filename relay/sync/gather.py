@@ -61,6 +61,9 @@ class Gather:
         self.hides_invite: HidesInvite | None = None
         self.hides_leave: Callable[[str, str], bool] | None = None
 
+    def forget_shared(self) -> None:
+        self._sync_rooms.forget_shared()
+
     async def everything(
         self,
         user_id: str,

@@ -68,11 +68,16 @@ class SyncRooms:
         self._db = db
         self._rooms = rooms
         self._viewing = viewing
-        # Nothing drops these: what changes an answer is part of its key (`_same_answer`).
+        # What changes an answer is part of its key (`_same_answer`); only `relay server forget` drops these.
         self._shared: OrderedDict[tuple[object, ...], RoomPart] = OrderedDict()
         self._shared_bytes = 0
         # (user, device) -> room -> whose member events it was given; only spares repetition.
         self._given: OrderedDict[tuple[str, str], dict[str, set[str]]] = OrderedDict()
+
+    def forget_shared(self) -> None:
+        """Events lost their content behind the back of what is kept here."""
+        self._shared.clear()
+        self._shared_bytes = 0
 
     async def part(self, ask: RoomAsk) -> RoomPart:
         limit = ask.filter.room.timeline.limit

@@ -151,12 +151,21 @@ async def test_a_server_is_forgotten(town: Town, capsys: pytest.CaptureFixture[s
     await bob.has_read(room, mine)
     assert await until(lambda: _is(one, "receipts", 1))
 
-    await one.stop()
-    assert await asyncio.to_thread(main, ["server", "forget", one.name, "--data", str(one.folder)]) == 1
-    assert "this relay itself" in capsys.readouterr().err
-    assert await asyncio.to_thread(main, ["server", "forget", bob.server, "--data", str(one.folder)]) == 0
-    assert "federation.deny" in capsys.readouterr().out
-    await one.start()
+    await alice.history(room)  # whatever is kept in memory is there
+    town.cut("one", "two")
+    unsent = await alice.sends(room)
+    await alice.tells_devices("m.room.encrypted", {bob.id: {"*": _olm()}})
+    assert await until(lambda: _is(one, "destinations", 1)) and await until(lambda: _is(one, "departing_edus", 1))
+
+    assert one.server is not None
+    assert await one.server.rooms.shares_with(bob.server) and not await one.server.rooms.shares_with("far.example")
+
+    # While she goes on.
+    forgetting = asyncio.create_task(one.command("server.forget", server=bob.server))
+    several = [await alice.sends(room) for _ in range(3)]
+    removed = (await forgetting)["removed"]
+    assert removed["Events and invites"] >= 2 and removed["Departures"] == 1
+    assert await alice.notices(lambda: unwanted not in alice.invites), "the invite is gone at once"
     for table in ("to_device_messages", "receipts", "remote_media", "device_lists", "published_devices"):
         left = await _columns(one, table)
         assert bob.server not in left, f"{table} still knows of it"
@@ -165,11 +174,19 @@ async def test_a_server_is_forgotten(town: Town, capsys: pytest.CaptureFixture[s
     assert note["ciphertext"] not in kept, "nor of what was said"
     assert evidence["ciphertext"] in kept, "what was reported stays while its case lasts"
     shown = [e["event_id"] for e in await alice.history(room) if e["type"] == "m.room.encrypted"]
-    assert set(shown) == {mine, reported}
-    await alice.syncs()
-    assert unwanted not in alice.invites, "the invite is gone"
+    assert set(shown) == {mine, reported, unsent, *several}
     assert not (await one.command("audit"))["findings"]
+    town.mend("one", "two")
     assert await bob.sees(await alice.sends(room)) and await alice.sees(await bob.sends(room)), "the room goes on"
+
+    # The same while it does not run.
+    await one.stop()
+    assert await asyncio.to_thread(main, ["server", "forget", one.name, "--data", str(one.folder)]) == 1
+    assert "this relay itself" in capsys.readouterr().err
+    assert await asyncio.to_thread(main, ["server", "forget", bob.server, "--data", str(one.folder)]) == 0
+    assert "federation.deny" in capsys.readouterr().out
+    await one.start()
+    assert await bob.sees(await alice.sends(room)) and await alice.sees(await bob.sends(room))
 
 
 async def _columns(house: Within, table: str) -> str:
