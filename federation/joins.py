@@ -99,6 +99,7 @@ class Joins(Part):
 
     async def _make_join(self, request: Request) -> dict[str, Any]:
         room, user_id = await self._asked(request)
+        self._rooms.require_open(room.room_id)
         _require_version(room, request.query_list("ver"))
         content = {"membership": "join"}
         if await self._needs_voucher(room, user_id):
@@ -111,6 +112,7 @@ class Joins(Part):
 
     async def _make_knock(self, request: Request) -> dict[str, Any]:
         room, user_id = await self._asked(request)
+        self._rooms.require_open(room.room_id)
         _require_version(room, request.query_list("ver"))
         return await self._template(room, user_id, {"membership": "knock"})
 
@@ -221,6 +223,8 @@ class Joins(Part):
     async def _given(self, request: Request, kind: Kind) -> tuple[Room, Event]:
         """The event of the request, if it is one that the standard lets a server send here."""
         room = await self._asking.whole(request.origin, request.params["roomId"])
+        if kind != "leave":
+            self._rooms.require_open(room.room_id)
         try:
             event = events.parse(request.json(), room.version)
         except BadEvent as bad:

@@ -58,6 +58,7 @@ class Doorkeeping:
         self.restrictions.further.append(self.lists.server_rule)
         self.lists.on_change.append(self.restrictions.changed)
         self.lists.on_review.append(self.flags.listed_by_others)
+        rooms.is_closed = lambda room_id: self.restrictions.closes(room_id) or self.lists.closes(room_id)
         self.hooks = Hooks(clock)
         for name in settings.plugins:
             self.hooks.add(Plugin(name, loaded(name)))

@@ -165,8 +165,11 @@ class PolicyLists(Part):
         if found is not None:
             self._tell("user", user_id, found)
 
+    def closes(self, room_id: str) -> bool:
+        return self._named_by(APPLY, lambda bans: bans.match("room", room_id)) is not None
+
     def require_room(self, room_id: str) -> None:
-        if self._named_by(APPLY, lambda bans: bans.match("room", room_id)) is not None:
+        if self.closes(room_id):
             raise Forbidden(
                 "This server follows a list that bans this room. Ask its moderators if you think that is a mistake."
             )

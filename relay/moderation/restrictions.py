@@ -115,6 +115,9 @@ class Restrictions(Part):
     def _holds(self, one: Restriction) -> bool:
         return one.until_ts is None or one.until_ts > self._clock.now()
 
+    def closes(self, room_id: str) -> bool:
+        return self.find(ROOM_BLOCK, room_id) is not None
+
     def any(self, kind: str) -> bool:
         return bool(self._of[kind])
 
@@ -197,7 +200,7 @@ class RestrictionDoors(OpenDoors):
         self._restrictions = restrictions
 
     async def _require_room(self, room_id: str) -> None:
-        if self._restrictions.find(ROOM_BLOCK, room_id) is not None:
+        if self._restrictions.closes(room_id):
             raise Forbidden(
                 "The moderators of this server have closed this room. Ask them if you think that is a mistake."
             )

@@ -99,11 +99,11 @@ class Directory(Part):
     # --- aliases, for other parts
 
     async def local_alias(self, alias: str) -> tuple[str, list[str]] | None:
-        """(room ID, servers in it) of an address of ours."""
+        """(room ID, servers in it) of an address of ours, unless moderators have closed the room."""
         room_id = await self._db.read(_room_of_alias, alias)
         if room_id is None and self.asks_services is not None and await self.asks_services(alias):
             room_id = await self._db.read(_room_of_alias, alias)
-        if room_id is None:
+        if room_id is None or self._rooms.is_closed(room_id):
             return None
         room = await self._rooms.get(room_id)
         servers = sorted(room.servers - {self._server_name}) if room is not None else []
@@ -330,7 +330,7 @@ class Directory(Part):
         listed = await self._published() if network is None else []
         if network is not None or everything:
             listed = _together(listed, await self._db.read(self._of_networks, network))
-        entries = [one for one in listed if _wanted(one, filter)]
+        entries = [one for one in listed if _wanted(one, filter) and not self._rooms.is_closed(one["room_id"])]
         begin = 0
         if since is not None:
             backwards, place = _page_token(since)

@@ -196,6 +196,7 @@ class Members:
         ts: int | None = None,
     ) -> None:
         await self._rooms.require_joined(room_id, sender)
+        self._rooms.require_open(room_id)
         room = await self._whole(room_id)
         if room.members.get(target) == "join":
             raise Forbidden(f"{target} is in this room already.")

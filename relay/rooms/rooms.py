@@ -67,8 +67,17 @@ class Rooms:
         # Rooms whose members became known after the join -> when.
         self._completed: dict[str, int] = {}
         self._completion = asyncio.Event()
+        # Rooms that moderators, or a list they follow, have closed: nobody comes into them through us, and nobody who is not
+        # in them is shown them. Moderation sets it.
+        self.is_closed: Callable[[str], bool] = lambda room_id: False
         # Rewrites a local user's member events; the server sets it to `Members.update_profile`.
         self.updates_profile: Callable[[str, Mapping[str, Any]], Awaitable[None]] | None = None
+
+    def require_open(self, room_id: str) -> None:
+        if self.is_closed(room_id):
+            raise Forbidden(
+                "The moderators of this server have closed this room. Ask them if you think that is a mistake."
+            )
 
     # --- joins under way
 

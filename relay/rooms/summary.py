@@ -155,12 +155,16 @@ class Summaries(Part):
         membership = room.members.get(user_id)
         if membership in ("join", "invite"):
             return True
+        if self._rooms.is_closed(room.room_id):
+            return False
         if membership == "ban":
             return bool(summary.told["world_readable"])
         return summary.open or (bool(summary.allowed) and await self._members.allowed_by(room, user_id))
 
     async def open_to_server(self, room: Room, summary: Summary, server: str) -> bool:
         """Whether somebody of another server could look into a room of ours."""
+        if self._rooms.is_closed(room.room_id):
+            return False
         if summary.open or server in room.servers:
             return True
         if any(server_of(user_id) == server for user_id, m in room.members.items() if m == "invite"):
@@ -176,7 +180,7 @@ class Summaries(Part):
     def open_by_word(self, summary: Summary, user_id: str) -> bool:
         """The same for a room of others, by what its server says of it and what we know of the person."""
         joined = self._rooms.joined(user_id)
-        return (
+        return not self._rooms.is_closed(summary.room_id) and (
             summary.open
             or self._rooms.membership(summary.room_id, user_id) == "invite"
             or any(room_id in joined for room_id in summary.allowed)
@@ -222,7 +226,10 @@ class Summaries(Part):
         room = await self.here(room_id)
         if room is not None:
             summary = await self.of(room)
-            seen = summary.open if user_id is None else await self.open_to_user(room, summary, user_id)
+            if user_id is None:
+                seen = summary.open and not self._rooms.is_closed(room_id)
+            else:
+                seen = await self.open_to_user(room, summary, user_id)
             if not seen:
                 raise NotFound(NOT_TOLD)
         elif user_id is None:

@@ -148,7 +148,8 @@ class Viewing:
             return pos, depth or 0
 
         pos, depth = await self._db.read(left)
-        is_open = visibility_of(await room.content(*HISTORY_VISIBILITY)) == WORLD_READABLE
+        readable = visibility_of(await room.content(*HISTORY_VISIBILITY)) == WORLD_READABLE
+        is_open = readable and not self._rooms.is_closed(room.room_id)
         return View(room, user_id, False, 0, pos, depth, is_open)
 
     async def state_for(self, view: View) -> StateMap:
