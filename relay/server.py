@@ -327,7 +327,7 @@ class Server:
             members.tell_again,
         )
         restrained_doors.sender_of = rooms.sender_of
-        media.inspector = keeping.finish(media.store)
+        media.inspector = keeping.finish(media.store, copies)
         members.before_turning_down = notices.keeps
         devices.is_signing_key = cross_signing.is_signing_key
 

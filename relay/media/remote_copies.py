@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import hashlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from aiohttp.multipart import content_disposition_filename, parse_content_disposition
 
@@ -74,12 +76,42 @@ class Passing:
     length: int | None
     rest: AsyncIterator[bytes]
     label: Label = UNLABELLED
+    # Told the file's SHA-256 in hex once all of it has come; raises ApiError where nobody may have it.
+    gate: Callable[[str], Awaitable[None]] | None = None
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The whole file. With a gate its end is kept back until that has let it pass: an encrypted file without its end
+        opens for nobody."""
+        if self.gate is None:
+            async for chunk in self._all():
+                yield chunk
+            return
+        digest, held = hashlib.sha256(), b""
+        async for chunk in self._all():
+            if held:
+                yield held
+            digest.update(chunk)
+            held = chunk
+        await self.gate(digest.hexdigest())
+        if held:
+            yield held
+
+    async def _all(self) -> AsyncGenerator[bytes, None]:
         if self.first:
             yield self.first
         async for chunk in self.rest:
             yield chunk
+
+
+class Gate(Protocol):
+    """Who has something against files by the hash of their bytes: `moderation/quarantine.py`."""
+
+    @property
+    def wants_copies(self) -> bool: ...
+
+    async def copy(self, mxc_uri: str, sha256: str) -> None:
+        """Raises ApiError where the file is not to be had."""
+        ...
 
 
 class RemoteCopies(Part):
@@ -133,6 +165,7 @@ class RemoteCopies(Part):
         self._settings = settings
         self._seal = seal
         self._remote = remote
+        self.gate: Gate | None = None
         self._places = asyncio.Semaphore(MAX_FETCHES)
         self._copying: dict[tuple[str, str], asyncio.Event] = {}
         self._shown: OrderedDict[tuple[str, str], tuple[str, bytes, int]] = OrderedDict()
@@ -155,6 +188,8 @@ class RemoteCopies(Part):
             fetched = await self._remote.media(server, media_id, self._settings.max_upload_bytes)
             try:
                 passing = await self._look(fetched.chunks, fetched.length)
+                if (gate := self.gate) is not None and gate.wants_copies:
+                    passing.gate = lambda sha256: gate.copy(f"mxc://{server}/{media_id}", sha256)
                 if self._seal.open:
                     passing.label = Label(fetched.content_type or None, _file_name(fetched.disposition))
                 yield passing

@@ -100,23 +100,26 @@ async def send(
 async def send_stream(
     request: Request, length: int | None, chunks: AsyncIterator[bytes], content_type: str, file_name: str | None
 ) -> web.StreamResponse:
-    """A file that passes through, whole; its length may be unknown."""
+    """A file that passes through, whole; its length may be unknown. Raises what `chunks` raises before its first byte."""
+    first = await anext(chunks, b"") if request.http.method != "HEAD" else b""
     response = _begin(content_type, file_name)
     if length is not None:
         response.content_length = length
     await response.prepare(request.http)
     if request.http.method != "HEAD":
         try:
+            if first:
+                await response.write(first)
             async for chunk in chunks:
                 await response.write(chunk)
-        except (OSError, RemoteError) as error:
+        except (OSError, RemoteError, ApiError) as error:
             _break_off(request, error)
     return response
 
 
 def _break_off(request: Request, error: Exception) -> None:
     # The headers are out: only a broken connection can still say that this is not the whole file.
-    if not isinstance(error, ConnectionError):
+    if not isinstance(error, (ConnectionError, ApiError)):
         log.warning("a file broke off on its way out", exc_info=error)
     if request.http.transport is not None:
         request.http.transport.abort()

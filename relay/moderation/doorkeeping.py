@@ -18,6 +18,7 @@ from relay.config.hooks import Hooks as HookSettings
 from relay.db import Database
 from relay.doors import Doors
 from relay.media.files import Store
+from relay.media.remote_copies import RemoteCopies
 from relay.moderation.classifiers import Classifiers
 from relay.moderation.flags import FlagDoors, Flags
 from relay.moderation.hook_points import Failing, Hook
@@ -85,9 +86,12 @@ class Doorkeeping:
             doors.append(FlagDoors(self.flags))
         return doors
 
-    def finish(self, store: Store) -> Quarantine:
+    def finish(self, store: Store, copies: RemoteCopies) -> Quarantine:
         """The inspector of uploads."""
-        quarantine = Quarantine(self._db, self.restrictions, store, self._server_name, [self._hook_doors])
+        quarantine = Quarantine(
+            self._db, self.restrictions, store, copies.store, self._server_name, [self._hook_doors]
+        )  # fmt: skip
+        copies.gate = quarantine
         self._hook_doors.quarantine = quarantine.keep_from_all
         self.parts.append(quarantine)
         return quarantine

@@ -1,7 +1,8 @@
 """Files that are served to nobody: by their address, or by the hash of their bytes, whoever uploads them again.
 
-A file here is looked at as it comes in, and all files that are kept when a hash is first quarantined. The bytes stay until
-the case is closed; only nobody gets them. Files of other servers are known by their address alone.
+A file is looked at as it comes in, whether somebody here uploads it or it is fetched from another server, and all that are kept
+when a hash is first quarantined. The bytes stay until the case is closed; only nobody gets them. The same picture that was
+encrypted anew has other bytes: that one is known by its address alone.
 """
 
 from __future__ import annotations
@@ -21,14 +22,21 @@ MAX_FILES_A_PAGE = 500
 
 
 class Quarantine(Part):
-    """Also the `Inspector` of uploads: the moderators' hashes first, then `rules`."""
+    """Also the `Inspector` of uploads: the moderators' hashes first, then `rules`. And the `Gate` of fetched files."""
 
     def __init__(
-        self, db: Database, restrictions: Restrictions, store: Store, server_name: str, rules: Sequence[Inspector] = ()
+        self,
+        db: Database,
+        restrictions: Restrictions,
+        store: Store,
+        copies: Store,
+        server_name: str,
+        rules: Sequence[Inspector] = (),
     ) -> None:
         self._db = db
         self._restrictions = restrictions
         self._store = store
+        self._copies = copies
         self._server_name = server_name
         self._rules = rules
         self._known: set[str] = set()
@@ -45,6 +53,15 @@ class Quarantine(Part):
         for rule in self._rules:
             if rule.wants_files:
                 await rule.file(user_id, mxc_uri, size, sha256)
+
+    @property
+    def wants_copies(self) -> bool:
+        return self._restrictions.any(MEDIA_HASH)
+
+    async def copy(self, mxc_uri: str, sha256: str) -> None:
+        if self._restrictions.find(MEDIA_HASH, sha256) is not None:
+            await self.keep_from_all(mxc_uri)
+            raise NotFound("There is no such file.")
 
     async def keep_from_all(self, mxc_uri: str) -> None:
         """For a rule that wants a person to look first."""
@@ -64,29 +81,41 @@ class Quarantine(Part):
 
     async def _search(self, hashes: set[str]) -> None:
         last = ""
-        while True:
-            ids = await self._db.read(_kept_after, last)
-            if not ids:
-                return
+        while ids := await self._db.read(_uploaded_after, last):
             last = ids[-1]
             for media_id in ids:
-                if await self._hash(media_id) in hashes:
+                if await self._hash(self._store, media_id) in hashes:
                     await self.keep_from_all(f"mxc://{self._server_name}/{media_id}")
+        after = ("", "")
+        while rows := await self._db.read(_copied_after, after):
+            after = rows[-1][:2]
+            for server, media_id, file in rows:
+                if await self._hash(self._copies, file) in hashes:
+                    await self.keep_from_all(f"mxc://{server}/{media_id}")
 
-    async def _hash(self, media_id: str) -> str | None:
+    async def _hash(self, store: Store, name: str) -> str | None:
         digest = hashlib.sha256()
         try:
-            async for block in self._store.read(media_id):
+            async for block in store.read(name):
                 digest.update(block)
         except NotFound:
             return None
         return digest.hexdigest()
 
 
-def _kept_after(query: Query, last: str) -> list[str]:
+def _uploaded_after(query: Query, last: str) -> list[str]:
     rows = query.all(
         "SELECT media_id FROM media WHERE size >= 0 AND media_id > $1 ORDER BY media_id LIMIT $2",
         last,
         MAX_FILES_A_PAGE,
     )
     return [media_id for (media_id,) in rows]
+
+
+def _copied_after(query: Query, after: tuple[str, str]) -> list[tuple[str, str, str]]:
+    rows = query.all(
+        "SELECT server, media_id, file FROM remote_media WHERE (server, media_id) > ($1, $2) ORDER BY server, media_id LIMIT $3",
+        *after,
+        MAX_FILES_A_PAGE,
+    )
+    return [(server, media_id, file) for server, media_id, file in rows]
