@@ -314,6 +314,10 @@ class Doctor:
 
 def _of_look(look: Look, host: str, port: int, tls_name: str, family: str) -> Finding:
     where = f"{host}:{port} ({family})"
+    if look.no_route and family == "IPv6":
+        cure = "If it is right, ask from outside: --ask SERVER. If you have no IPv6 at all, remove the AAAA record: others try it first."
+        what = f"{host}:{port} has an IPv6 address, and this machine has no IPv6, so whether others get there can't be seen from here."
+        return Finding("port", "warning", what, cure)
     if look.outcome == "unreachable":
         cure = (
             f"Open port {port} in the firewall, forward it in the router, and let the proxy or the relay listen there. Some routers do not let "

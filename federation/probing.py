@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import ipaddress
 import ssl
 from contextlib import suppress
@@ -18,6 +19,16 @@ from cryptography.x509.oid import NameOID
 
 CONNECT_SECONDS = 10.0
 _UNSYNCHRONISED = 0x40
+
+_SAID = {
+    errno.ECONNREFUSED: "nothing listens there, or a firewall turns it away",
+    errno.ECONNRESET: "the connection is cut as soon as it is made",
+    errno.ENETUNREACH: "no way leads there from this machine",
+    errno.EHOSTUNREACH: "no way leads there from this machine",
+    errno.EADDRNOTAVAIL: "no way leads there from this machine",
+    errno.ETIMEDOUT: "nothing answers",
+}
+_NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 Outcome = Literal["good", "unreachable", "no TLS", "bad certificate"]
 
@@ -31,6 +42,8 @@ class Look:
     expires: float | None = None
     names: tuple[str, ...] = ()
     self_signed: bool = False
+    # This machine has no way to such addresses at all, so it can't tell.
+    no_route: bool = False
 
 
 async def look_at(address: str, port: int, tls_name: str, trusted: ssl.SSLContext) -> Look:
@@ -44,7 +57,7 @@ async def look_at(address: str, port: int, tls_name: str, trusted: ssl.SSLContex
     except TimeoutError:
         return Look("unreachable", "nothing answers within 10 s")
     except OSError as bad:
-        return Look("unreachable", (bad.strerror or "the connection failed").lower())
+        return Look("unreachable", _SAID.get(bad.errno or 0, "the connection failed"), no_route=bad.errno in _NO_ROUTE)
     return _read(certificate, "good")
 
 

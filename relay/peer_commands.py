@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -92,14 +95,29 @@ def grow(grammar: Grammar, tell: Tell, ask: Ask) -> None:
 
 
 def _findings(found: Any) -> str:
+    # For a program that reads along each finding is one line.
+    width = min(shutil.get_terminal_size().columns, 110) if sys.stdout.isatty() else 10_000
     lines = []
     for one in found:
-        lines.append(f"{one['severity']:<8} {one['subject']}: {one['what']}")
+        lines.append(_wrapped(f"{one['severity']:<8} {one['subject']}: {one['what']}", width))
         if one["todo"]:
-            lines.append(f"         {one['todo']}")
+            lines.append(_wrapped(f"      -> {one['todo']}", width))
     errors = sum(one["severity"] == "error" for one in found)
     warnings = sum(one["severity"] == "warning" for one in found)
-    return "\n".join([*lines, f"{errors} errors, {warnings} warnings."])
+    lines.append(f"{_number(errors, 'error')}, {_number(warnings, 'warning')}.")
+    if errors:
+        lines.append("Begin with the first error, and run relay doctor again: those after it may come from it.")
+    return "\n".join(lines)
+
+
+def _wrapped(line: str, width: int) -> str:
+    return textwrap.fill(
+        line, max(40, width), subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _keys(result: Any) -> str:

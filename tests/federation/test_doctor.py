@@ -15,6 +15,7 @@ from federation.addresses import SrvRecord
 from federation.doctor import Doctor
 from federation.outward import tls_context
 from federation.server_keys import own_answer
+from relay import peer_commands
 from relay.config import Federation, Settings
 from relay.protocol.signing import SigningKey
 from tests.federation.neighbours import Authority, Listening, Names, Neighbour, two_servers
@@ -92,6 +93,7 @@ async def test_what_is_wrong_with_port_certificate_and_answers(pair: tuple[Neigh
 
     found = await doctor(one, f"{host}:9").examine()
     assert worst(found) == {"port"} and "Open port 9 in the firewall" in of(found, "port")
+    assert "nothing listens there" in of(found, "port"), "in words, not in the system's"
     found = await at(listens(host, days=-3))
     assert "expired 3 day(s) ago" in of(found, "certificate", "error") and "Renew it" in of(found, "certificate")
     found = await at(listens("elsewhere.test", "*.elsewhere.test"))
@@ -162,6 +164,35 @@ async def test_a_server_that_does_not_reach_us_says_so(pair: tuple[Neighbour, Ne
     found = await doctor(one).examine(ask=two.name)
     assert "can't be asked" in of(found, "others", "error")
     assert f"could not be reached lately: {two.name}" in of(found, "others", "ok")
+
+
+async def test_a_machine_without_ipv6_does_not_judge_it(
+    pair: tuple[Neighbour, Neighbour], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = pair
+    usual = probing.look_at
+
+    async def look_at(address: str, *more: Any) -> probing.Look:
+        return probing.Look("unreachable", no_route=True) if ":" in address else await usual(address, *more)
+
+    monkeypatch.setattr("federation.doctor.look_at", look_at)
+    one._names.hosts["one.test"] = ("2001:db8::1", "127.0.0.1")
+    found = await doctor(one).examine()
+    assert not worst(found) and "remove the AAAA record" in of(found, "port", "warning")
+
+
+def test_what_is_found_is_told_in_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "Let it answer with the place of your relay, " * 4
+    found = [
+        {"subject": "dns", "severity": "ok", "what": "All is well there.", "todo": ""},
+        {"subject": "port", "severity": "error", "what": "It can't be reached.", "todo": long},
+    ]
+    assert peer_commands._findings(found).count("\n") == 4, "a line each for programs that read along"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    told = peer_commands._findings(found)
+    assert max(map(len, told.splitlines())) <= 60 and told.count("\n") > 6, "no wider than the terminal"
+    assert "1 error, 0 warnings." in told and "Begin with the first error" in told
 
 
 def test_the_kernel_is_asked_about_its_clock() -> None:
