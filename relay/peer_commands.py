@@ -106,7 +106,8 @@ def _findings(found: Any) -> str:
     warnings = sum(one["severity"] == "warning" for one in found)
     lines.append(f"{_number(errors, 'error')}, {_number(warnings, 'warning')}.")
     if errors:
-        lines.append("Begin with the first error, and run relay doctor again: those after it may come from it.")
+        again = "Begin with the first error, and run relay doctor again: those after it may come from it."
+        lines.append(_wrapped(again, width))
     return "\n".join(lines)
 
 
