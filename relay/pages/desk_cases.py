@@ -226,6 +226,11 @@ class DeskCases(Part):
         other = await self._cases.by_number(int(text)) if text.isascii() and text.isdigit() and len(text) < 16 else None
         if other is None or other.user_id == visit.user_id:  # one about herself is not there for her
             raise NotFound("There is no case of this number. The queue shows the numbers.")
+        if not form.ticked("sure"):
+            fields = [("into", text), ("version", form.text("version", 20))]
+            return await self._frame.page(
+                request, visit, "desk_join_sure.html", case=case, other=other, fields=fields, words=desk_words
+            )
         await self._cases.merge(case.case_id, other.case_id, visit.user_id, version_of(form))
         return self._back(other)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from relay.accounts.users import Users
 from relay.clock import DAY
-from relay.errors import InvalidParam
+from relay.errors import InvalidParam, NotFound
 from relay.ids import server_of
 from relay.moderation.actions import Actions
 from relay.moderation.acts import MEASURES, Act
@@ -88,15 +88,25 @@ class DeskMeasures(Part):
             return await self._show(request, visit, wrong=wrong, form=form)
         if not form.ticked("sure"):
             return await self._frame.page(
-                request, visit, "desk_sure.html", act=act, fields=_fields(form), words=desk_words, back=PAGE
-            )
+                request, visit, "desk_sure.html", act=act, fields=_fields(form), words=desk_words, back=PAGE,
+                to=f"{PAGE}/take", asked_by="",
+            )  # fmt: skip
         outcome = await self._actions.take(act)
         if outcome.waits is not None:
             return self._frame.redirect(f"{PAGE}#waiting")
         return self._frame.redirect(f"{PAGE}#in-force")
 
     async def _confirm(self, request: Request, visit: Visit, form: Form) -> Answer:
-        await self._actions.confirm(form.required("act", 100, "the measure"), visit.user_id)
+        act_id = form.required("act", 100, "the measure")
+        if not form.ticked("sure"):
+            waiting = await self._actions.find(act_id)
+            if waiting is None:
+                raise NotFound("Nothing waits under this ID. It was confirmed or cancelled already.")
+            return await self._frame.page(
+                request, visit, "desk_sure.html", act=waiting.act, fields=[("act", act_id)], words=desk_words, back=PAGE,
+                to=f"{PAGE}/confirm", asked_by=waiting.act.actor,
+            )  # fmt: skip
+        await self._actions.confirm(act_id, visit.user_id)
         return self._frame.redirect(PAGE)
 
     async def _cancel(self, request: Request, visit: Visit, form: Form) -> Answer:

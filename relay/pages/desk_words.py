@@ -114,7 +114,8 @@ HAPPENED = {
     "envelope.sealed": "Sealed", "evidence.fetched": "Evidence opened", "envelope.rewrapped": "Evidence made readable for a new key", "case.minor": "May show a minor",
     "withheld": "Not shown to you", "case.withdrawn": "Reporter asked for removal", "case.emptied": "Emptied: its time was over", "restored": "A backup was restored",
     "restored.seen": "Restore acknowledged", "slowed": "Slowed down", "media.handed_out": "File looked at",
-    "keys.changed": "List of keys changed", "media.fetched": "File fetched from another server, by hand",
+    "keys.changed": "List of keys changed", "signer.introduced": "The log's own key is used for the first time", "admin": "Made an administrator",
+    "signer.changed": "The log's own key was replaced", "media.fetched": "File fetched from another server, by hand",
     "reasons.stated": "Reasons stated", "untold": "Person not told", "forwarded": "Handed to another server's moderators",
     "peer.answered": "The other server answered", "peer.decided": "Another server decided", "appeal.sent": "Objection sent on",
     "list.apply": "Ban list applied", "list.review": "Ban list followed for review",
@@ -182,12 +183,35 @@ FLAGS = {
 }  # fmt: skip
 
 
+_SAID_ALREADY = frozenset(
+    {
+        "objection",
+        "first_use",
+        "lease",
+        "released",
+        "closed",
+        "duplicate",
+        "by_link",
+        "looked_at",
+        "by_hand",
+        "bulk",
+        "consented",
+        "",
+    }
+)
+
+
 def why(row: Entry) -> str:
     """The reason code of a row, as a person reads it: of a report it is the category."""
     code = row.reason_code
+    # Where the word says nothing that the action has not said.
+    if row.action in ("envelope.sealed", "evidence.fetched") and code in ENVELOPES:
+        return ENVELOPES[code]
+    if code in _SAID_ALREADY:
+        return ""
     names = (
         (CATEGORIES, REASONS)
         if row.action in ("report.created", "case.sorted", "evidence.fetched")
         else (REASONS, CATEGORIES)
     )
-    return names[0].get(code) or names[1].get(code) or code.replace("_", " ")
+    return names[0].get(code) or names[1].get(code) or OTHER_REASONS.get(code) or code.replace("_", " ")

@@ -99,6 +99,8 @@ async def test_what_can_not_be_undone_takes_a_second_person(town: Town, browsers
     assert await confirms.reads("Waiting for another moderator's word: 1")
     await confirms.goes_to("/_relay/desk/measures")
     await confirms.presses("Confirm")
+    assert await confirms.reads(f"{alice.id} asked for this") and await confirms.reads("can't be undone")
+    await confirms.presses("Yes, do it")
 
     async def is_closed() -> bool:
         await asks.goes_to("/_relay/desk/person?user=mallory")

@@ -89,7 +89,14 @@ async function show(envelope, plaintext) {
   try { value = JSON.parse(text); } catch { /* plain words */ }
   if (envelope.kind === "forward") showHandedOver(text);
   else if (envelope.kind === "evidence" && value && Array.isArray(value.items)) {
-    for (const item of value.items.slice(0, MAX_ITEMS)) if (item && typeof item === "object") await showMessage(item);
+    for (const item of value.items.slice(0, MAX_ITEMS)) {
+      try {
+        await showMessage(item);
+      } catch (_) {
+        opened.append(element("div", { class: "opened doubtful" }, element("p", {}, "A message in this envelope is not one: it can't be shown. Tell your operator.")));
+      }
+    }
+    if (value.items.length > MAX_ITEMS) say(`Only the first ${MAX_ITEMS} messages of this envelope are shown.`, "warn");
   }
   else {
     const words = value && typeof value === "object" ? Object.entries(value).filter(([, v]) => typeof v === "string" && v) : [["", text]];
@@ -105,10 +112,12 @@ async function show(envelope, plaintext) {
 
 const kindOf = (kind) => ({ words: "The reporter's own words", answer: "An answer", appeal: "An appeal", note: "A moderator's note" })[kind] ?? kind;
 
+const textOr = (value, otherwise = "") => (typeof value === "string" ? value : otherwise);
+
 async function showMessage(item) {
   const box = element("div", { class: "opened" });
   const when = Number.isSafeInteger(item.origin_server_ts) ? new Date(item.origin_server_ts).toLocaleString() : "";
-  box.append(element("p", { class: "small" }, element("span", { class: "id" }, String(item.sender ?? "")), ` ${when}`));
+  box.append(element("p", { class: "small" }, element("span", { class: "id" }, textOr(item.sender, "no sender")), ` ${when}`));
   if (typeof item.plaintext === "string" && item.plaintext) {
     const { list, holds } = await relayChecks.found(item, about);
     if (!holds) box.classList.add("doubtful");
@@ -124,7 +133,7 @@ async function showMessage(item) {
       if (!file || typeof file.url !== "string") continue;
       const target = document.getElementById("media-target");
       if (target && role === "file" && !target.value) target.value = file.url;
-      box.append(relayMedia.offer(item, role, file, String(info?.mimetype ?? ""), files));
+      box.append(relayMedia.offer(item, role, file, textOr(info?.mimetype), files));
     }
     if (typeof content.url === "string") box.append(element("p", { class: "small" }, "The message names a file that is not encrypted. Nothing proves what lies there, so it is not shown here."));
   } else {
@@ -140,7 +149,7 @@ async function showMessage(item) {
 const serverOf = (userId) => userId.slice(userId.indexOf(":") + 1);
 
 function forwardOffer(item) {
-  const sender = String(item.sender ?? "");
+  const sender = textOr(item.sender);
   const proved = item.plaintext && ["verified", "verified_remote"].includes(item.result) && card.dataset.forward === "yes";
   if (!proved || serverOf(sender) === serverOf(card.dataset.me)) return null;
   const button = element("button", { type: "button" }, `Hand this proof to the moderators of ${serverOf(sender)}`);

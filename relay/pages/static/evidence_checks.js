@@ -46,7 +46,7 @@ const relayChecks = (() => {
       list.append(line("The two disagree. Don't decide by this text: download the envelopes, open them with “relay desk open” on another machine, and tell your operator.", "bad"));
     }
     if (step === null) {
-      const sender = String(item.sender ?? "");
+      const sender = item.sender;  // a string, since V4 holds
       const server = sender.slice(sender.indexOf(":") + 1);
       list.append(line(server === about.server
         ? "That the account sent it is known to the relay alone: it took the event from that account's own session."

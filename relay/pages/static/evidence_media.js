@@ -28,7 +28,7 @@ const relayMedia = (() => {
     if (!address) return element("p", { class: "small" }, `The message names a ${role} by an address that is none.`);
     how.named.add(file.url);
     const checked = (Array.isArray(item.media) ? item.media : []).find((one) => one?.role === role);
-    place.append(element("p", { class: "small" }, `A ${role} is attached: `, element("code", {}, file.url), checked ? ` (${String(checked.state)})` : ""));
+    place.append(element("p", { class: "small" }, `A ${role} is attached: `, element("code", {}, file.url), typeof checked?.state === "string" ? ` (${checked.state})` : ""));
     if (how.minor) {
       place.append(element("p", { class: "note bad" }, "It is not shown: this case may concern a minor."));
       return place;
@@ -117,10 +117,10 @@ const relayMedia = (() => {
   async function decrypted(ciphertext, file) {
     const { fromBase64 } = relayKeys;
     const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", ciphertext));
-    const told = fromBase64(String(file.hashes?.sha256 ?? ""));
+    const told = fromBase64(file.hashes?.sha256);
     if (told.length !== 32 || hash.some((byte, at) => byte !== told[at])) throw new Error("The file is not the one that the message names.");
-    const key = await crypto.subtle.importKey("raw", fromBase64(String(file.key?.k ?? "")), "AES-CTR", false, ["decrypt"]);
-    return crypto.subtle.decrypt({ name: "AES-CTR", counter: fromBase64(String(file.iv ?? "")), length: 64 }, key, ciphertext);
+    const key = await crypto.subtle.importKey("raw", fromBase64(file.key?.k), "AES-CTR", false, ["decrypt"]);
+    return crypto.subtle.decrypt({ name: "AES-CTR", counter: fromBase64(file.iv), length: 64 }, key, ciphertext);
   }
 
   function blurred(url, type) {

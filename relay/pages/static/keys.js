@@ -22,7 +22,7 @@
     at("test-key").hidden = !key;
     at("no-key").hidden = Boolean(key);
     if (!key) at("key-state").textContent = "This browser holds no key: it can't open evidence yet.";
-    else if (listed) at("key-state").textContent = `This browser holds the key ${key.key_id.slice(0, 12)}….`;
+    else if (listed) at("key-state").textContent = `This browser holds the key ${key.key_id.slice(0, 12)}…`;
     else at("key-state").textContent = `This browser holds the key ${key.key_id.slice(0, 12)}…, which is not in the relay's list: nothing is sealed to it.`;
   }
 
@@ -109,7 +109,22 @@
   }));
   at("prove").addEventListener("click", doing(prove));
   at("test-key").addEventListener("submit", doing(prove));
-  at("remove-key").addEventListener("click", doing(() => { localStorage.removeItem(KEY); say(""); showState(); }));
+  // What was not written down is gone for good: the second press does it.
+  const removes = at("remove-key"), REMOVE = removes.textContent;
+  let surely = false;
+  const restore = () => { surely = false; removes.textContent = REMOVE; };
+  removes.addEventListener("blur", restore);
+  removes.addEventListener("click", doing(() => {
+    if (!surely) {
+      surely = true;
+      removes.textContent = "Sure? Only your written copy is left then";
+      return;
+    }
+    restore();
+    localStorage.removeItem(KEY);
+    say("");
+    showState();
+  }));
 
   showState();
   checkList().catch((error) => {
