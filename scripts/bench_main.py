@@ -24,7 +24,7 @@ from typing import Any
 
 import uvloop
 
-from scripts import bench_federation, bench_relays, bench_report, bench_scenarios
+from scripts import bench_desk, bench_federation, bench_relays, bench_report, bench_scenarios
 from scripts.bench_client import BenchError, Homeserver
 from scripts.bench_federation import TwoSides
 from scripts.bench_ground import FULL, QUICK, Bench, Figures, Size
@@ -84,7 +84,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    every = ", ".join([*bench_scenarios.SCENARIOS, *bench_federation.SCENARIOS])
+    every = ", ".join([*bench_scenarios.SCENARIOS, *bench_desk.SCENARIOS, *bench_federation.SCENARIOS])
     parser.add_argument("--scenarios", metavar="LIST", help=f"only these, with commas: {every}")
     parser.add_argument("--federation", action="store_true", help="two relays that federate, after the rows of one")
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="run each N times and take the median")
@@ -104,9 +104,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _chosen(options: argparse.Namespace) -> list[str]:
-    known = [*bench_scenarios.SCENARIOS, *bench_federation.SCENARIOS]
+    of_one = [*bench_scenarios.SCENARIOS, *bench_desk.SCENARIOS]
+    known = [*of_one, *bench_federation.SCENARIOS]
     if options.scenarios is None:
-        return known if options.federation else list(bench_scenarios.SCENARIOS)
+        return known if options.federation else of_one
     names = [name.strip() for name in options.scenarios.split(",") if name.strip()]
     for name in names:
         if name not in known:
@@ -160,6 +161,7 @@ async def _measure(options: argparse.Namespace, names: list[str], folder: Path, 
                 for subject in subjects:
                     subject.add("media", {"disk_mb_per_s": disk})
     relay = subjects[0].medians() if subjects else {}
+    relay |= await _at_the_desk(options, names, folder, size, failures)
     double = [name for name in names if name in bench_federation.SCENARIOS]
     if double:
         with bench_relays.federating(folder / "two") as (here, there):
@@ -184,6 +186,24 @@ async def _measure(options: argparse.Namespace, names: list[str], folder: Path, 
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0
+
+
+async def _at_the_desk(
+    options: argparse.Namespace, names: list[str], folder: Path, size: Size, failures: list[str]
+) -> dict[str, dict[str, float]]:
+    """Moderation is this relay's own: no other homeserver is measured beside it."""
+    found: dict[str, dict[str, float]] = {}
+    for name in [name for name in names if name in bench_desk.SCENARIOS]:
+        subject = None
+        for number in range(options.rounds):
+            home = folder / f"{name}-{number}"
+            async with bench_desk.Receiver().listening() as receiver:
+                with bench_relays.alone(home, receiver.config) as running:
+                    async with bench_desk.office(running.url, running.pid, home, size, receiver) as office:
+                        subject = subject or Subject("desk", Bench(office.homeserver, office.meter, size))
+                        await _one(subject, name, bench_desk.SCENARIOS[name](office), failures)
+        found |= subject.medians() if subject is not None else {}
+    return found
 
 
 def _subject(name: str, url: str, pid: int | None, size: Size, token: str | None = None) -> Subject:

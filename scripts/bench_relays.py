@@ -41,10 +41,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[Running]:
+def alone(folder: Path, more: str = "") -> Iterator[Running]:
+    """`more` is added to its config."""
     client, *_ = _free_ports(1)
     folder.mkdir(mode=0o700)
-    (folder / "relay.yaml").write_text(ALONE.format(client=client))
+    (folder / "relay.yaml").write_text(ALONE.format(client=client) + more)
     with _started(folder, client) as running:
         yield running
 

@@ -23,6 +23,8 @@ async def test_a_key_lives_in_the_browser_only(town: Town, browsers: Browsers) -
     assert made.startswith("rmk1-")
     await reader.shows("desk-keys-made")
     await reader.page.get_by_role("button", name="Remove it from this browser").click()
+    assert await reader.page.evaluate("() => localStorage.getItem('relay.moderator.key') !== null"), "not by one slip"
+    await reader.page.get_by_role("button", name="Sure? Only your written copy is left then").click()
 
     secret = await has_keys(house, alice)
     await puts_key_in(reader, secret)
