@@ -101,8 +101,8 @@ class ListFollowing:
         except (NotAllowed, RemoteError, ApiError) as error:
             why = error.text if isinstance(error, ApiError) else str(error)
             raise ApiError(
-                f"The choice is kept, but the relay could not come into the list's room: {why} Name a server that is in it "
-                "(via), or come into it with an account of this relay.",
+                f"The choice is kept, but the relay could not come into the list's room: {why} Name a server that is in it, "
+                "or come into it with an account of this relay.",
                 status=502,
             ) from error
 
