@@ -37,6 +37,7 @@ from relay.moderation.act_rows import (
 from relay.moderation.acts import HASH, MEASURES, Act, Outcome, checked
 from relay.moderation.persons import Persons
 from relay.moderation.restrictions import (
+    HIDDEN,
     KEPT_OUT,
     LOCK,
     MEDIA,
@@ -66,7 +67,7 @@ Beside = Callable[[Tx], None]
 
 _KIND = {
     "shadow": SHADOW, "block_room": ROOM_BLOCK, "block_server": SERVER_BLOCK, "allow_server": SERVER_ALLOW,
-    "suspend": SUSPEND, "lock": LOCK,
+    "suspend": SUSPEND, "lock": LOCK, "hide": HIDDEN,
 }  # fmt: skip
 _MEASURE_OF = {kind: measure for measure, kind in _KIND.items()} | {MEDIA: "quarantine", MEDIA_HASH: "quarantine"}
 
@@ -210,6 +211,8 @@ class Actions(Part):
             await change(act.target, not act.undo, also=with_end)
         elif act.measure == "redact":
             await self.rooms.redact(act.actor, str(act.room_id), act.target, record)
+        elif act.measure == "hide":
+            await self._hide(act, until, record)
         elif act.measure in ("kick", "ban"):
             await self._in_room(act, until, record)
         else:
@@ -260,6 +263,16 @@ class Actions(Part):
                 self._restrictions.put(tx, KEPT_OUT, subject, until_ts=until, case_id=act.case_id)
 
         await self.rooms.take_out(act.actor, room_id, act.target, "ban" if act.measure == "ban" else "leave", keep_out)
+
+    async def _hide(self, act: Act, until: int | None, record: Beside) -> None:
+        def keep(tx: Tx) -> None:
+            record(tx)
+            self._restrict(tx, act, until)
+
+        if act.undo:
+            await self.rooms.show(act.target, lambda edit: self._restrictions.find(HIDDEN, edit) is not None, keep)
+        else:
+            await self.rooms.hide(act.target, keep)
 
     # --- strikes
 
@@ -430,13 +443,13 @@ class Actions(Part):
     async def _end_what_is_over(self) -> None:
         for one in self._restrictions.over():
             measure = _MEASURE_OF.get(one.kind)
-            if one.kind in (SUSPEND, LOCK) and measure is not None:
+            if one.kind in (SUSPEND, LOCK, HIDDEN) and measure is not None:
                 act = Act(measure, one.subject, "rule:time-is-over", "time_is_over", case_id=one.case_id, undo=True)
                 try:
                     await self._carry_out(replace(act, automated=True), None)
                     continue
                 except ApiError:
-                    pass  # the account is gone; its row goes too
+                    pass  # the account or the message is gone; its row goes too
             with self._db.write() as tx:
                 self._restrictions.lift(tx, one.kind, one.subject)
             await tx

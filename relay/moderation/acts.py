@@ -37,6 +37,7 @@ class Measure:
 MEASURES = {
     "warn": Measure("user", by_machine=True),
     "redact": Measure("event", in_a_room=True),
+    "hide": Measure("event", by_machine=True),
     "redact_all": Measure("user", reversible=False),
     "kick": Measure("user", in_a_room=True),
     "ban": Measure("user", in_a_room=True),

@@ -308,8 +308,8 @@ class Disclosures(Part):
 
         def find(query: Query) -> list[Stored]:
             rows = query.all(
-                f"SELECT {COLUMNS} FROM events e WHERE e.room_nid = $1 AND e.pos IS NOT NULL AND e.redacted_by IS NOT NULL "
-                f"AND e.type = $2 AND (e.marks & {GONE | store.HIDDEN}) = 0 ORDER BY e.pos DESC LIMIT $3",
+                f"SELECT {COLUMNS} FROM events e WHERE e.room_nid = $1 AND e.pos IS NOT NULL AND (e.redacted_by IS NOT NULL "
+                f"OR (e.marks & {store.WITHHELD}) != 0) AND e.type = $2 AND (e.marks & {GONE | store.HIDDEN}) = 0 ORDER BY e.pos DESC LIMIT $3",
                 room.nid,
                 evidence.ENCRYPTED,
                 MAX_TAKEN_BACK,
@@ -329,7 +329,7 @@ def _card(stored: Stored) -> dict[str, Any]:
         "origin_server_ts": event.origin_server_ts,
         "type": event.type,
         "content": event.content,
-        "taken_back": stored.redacted_by is not None,
+        "taken_back": stored.taken_back,
         "ciphertext_gone": held_form(stored).content_gone,
     }
 

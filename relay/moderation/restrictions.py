@@ -23,7 +23,9 @@ from relay.tables import Schema, Table
 SERVER_BLOCK, SERVER_ALLOW, ROOM_BLOCK = "server_block", "server_allow", "room_block"
 MEDIA, MEDIA_HASH = "media", "media_hash"
 SHADOW, KEPT_OUT, SUSPEND, LOCK = "shadow", "kept_out", "suspend", "lock"
-KINDS = (SERVER_BLOCK, SERVER_ALLOW, ROOM_BLOCK, MEDIA, MEDIA_HASH, SHADOW, KEPT_OUT, SUSPEND, LOCK)
+# A message; the mark on its row is what the rooms look at (rooms/withholding.py).
+HIDDEN = "hidden"
+KINDS = (SERVER_BLOCK, SERVER_ALLOW, ROOM_BLOCK, MEDIA, MEDIA_HASH, SHADOW, KEPT_OUT, SUSPEND, LOCK, HIDDEN)
 
 _LIFE = "until it is lifted, or its time is over"
 
@@ -75,7 +77,7 @@ class Restrictions(Part):
                 "restrictions",
                 "a measure in force",
                 {
-                    "kind": ("what is restricted: a server, a room, a file, a person", _LIFE),
+                    "kind": ("what is restricted: a server, a room, a file, a person, a message", _LIFE),
                     "subject": ("which one", _LIFE),
                     "until_ts": ("when it ends by itself", _LIFE),
                     "case_id": ("the case it belongs to", _LIFE),

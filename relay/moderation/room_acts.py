@@ -17,6 +17,7 @@ from relay.rooms.members import Members
 from relay.rooms.room import POWER_LEVELS, Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.send import Sender
+from relay.rooms.withholding import Withholding
 
 MEMBER, REDACTION = "m.room.member", "m.room.redaction"
 # Of one person, taken back in one go.
@@ -32,6 +33,8 @@ class RoomActs:
         self._rooms = rooms
         self._sender = sender
         self._members = members
+        withholding = Withholding(rooms)
+        self.hide, self.show = withholding.hide, withholding.show
 
     def is_local(self, user_id: str) -> bool:
         return server_of(user_id) == self._rooms.server_name
@@ -68,7 +71,7 @@ class RoomActs:
         else:
             raise Forbidden(
                 "Nobody here may take back this message: its sender has left or lives elsewhere, and you have no power in "
-                "the room. Become its administrator first (make_room_admin), or ask the sender's server."
+                "the room. Hide it from the people here (hide), become the room's administrator (make_room_admin), or ask the sender's server."
             )
         await self._sender.send(
             room_id, sender=as_user, type=REDACTION, content={}, redacts=event_id,

@@ -64,6 +64,7 @@ class DeskDecisions:
             here = self._users.is_local(case.user_id)
             found += ["warn", "suspend", "lock", "shadow"] if here else []
             found += ["kick", "ban"] if case.room_id is not None else []
+            found += ["hide"] if case.event_id is not None else []
             found += ["redact"] if case.event_id is not None and case.room_id is not None else []
             found += ["redact_all", "deactivate"] if here else ["block_server"]
         found.append("quarantine")

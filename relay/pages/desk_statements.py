@@ -18,7 +18,7 @@ from relay.pages.forms import Form
 MAX_GROUND, MAX_MEDIA = 180, 400
 FIELDS = ("version", "reason", "lasts", "ground_kind", "ground", "facts", "media", "outcome", "untold")
 # Measures that end by themselves only where the moderator says so.
-LASTING = frozenset({"suspend", "lock", "ban", "quarantine", "block_room", "block_server"})
+LASTING = frozenset({"suspend", "lock", "ban", "hide", "quarantine", "block_room", "block_server"})
 
 
 class NotWhole(ApiError):

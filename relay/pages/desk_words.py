@@ -23,6 +23,7 @@ MEASURES = {
     "kick": ("Remove from a room", "They may come back if the room lets them.", "a user ID"),
     "ban": ("Ban from a room", "They are out of one room and stay out.", "a user ID"),
     "redact": ("Take back one message", "Its content goes for everybody whose server follows the rules.", "an event ID"),
+    "hide": ("Hide one message", "People here see it as taken back, until it is shown again. Elsewhere nothing changes.", "an event ID"),
     "redact_all": ("Take back all messages", "All their messages in rooms that you can moderate. Can't be undone.", "a user ID"),
     "quarantine": ("Quarantine a file", "Nobody gets it any more; it is kept sealed for appeals.", "mxc://server/ID or sha256:HEX"),
     "block_room": ("Block a room", "Nobody here can join it or be invited to it.", "a room ID"),
@@ -71,11 +72,13 @@ RESTRICTIONS = {
     "room_block": "Blocked room",
     "media": "Quarantined file",
     "media_hash": "Quarantined file, by its hash",
+    "hidden": "Hidden message",
 }
 # By which measure each is taken back.
 UNDONE_BY = {
     "suspend": "suspend", "lock": "lock", "shadow": "shadow", "kept_out": "ban", "server_block": "block_server",
     "server_allow": "allow_server", "room_block": "block_room", "media": "quarantine", "media_hash": "quarantine",
+    "hidden": "hide",
 }  # fmt: skip
 
 SUBJECTS = {

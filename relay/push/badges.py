@@ -39,6 +39,7 @@ class Badges:
         receipts.on_read.append(self._fall)
         rooms.on_membership.append(self._membership_changed)
         rules.on_change.append(self._drop)
+        rooms.on_withheld.append(self._withheld)
 
     def changed(self, user_id: str, room_id: str) -> None:
         if user_id in self._known:
@@ -46,6 +47,10 @@ class Badges:
 
     def _membership_changed(self, room: Room, user_id: str, before: str | None, now: str, pos: int) -> None:
         if now != "invite":  # of an invite she is told by itself
+            self._fall(user_id, room.room_id)
+
+    def _withheld(self, room: Room) -> None:
+        for user_id in tuple(room.local_joined):
             self._fall(user_id, room.room_id)
 
     def _fall(self, user_id: str, room_id: str) -> None:

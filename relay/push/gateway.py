@@ -182,7 +182,7 @@ class Gateway(Part):
         rows: list[_Waiting] = []
         for one in events:
             room = await self._rooms.get(one.event.room_id)
-            if room is None or one.redacted_by is not None or not one.shown:
+            if room is None or one.taken_back or not one.shown:
                 continue
             concerned = self._concerned(room)
             for user_id in concerned:
@@ -327,7 +327,7 @@ class Gateway(Part):
         )
         stored = await self._rooms.event(event_id)
         room = await self._rooms.get(room_id)
-        if pusher is None or stored is None or room is None or stored.redacted_by is not None:
+        if pusher is None or stored is None or room is None or stored.taken_back:
             return True
         membership = self._rooms.membership(room_id, user_id)
         if stored.event.membership == "invite" and stored.event.state_key == user_id:

@@ -82,7 +82,7 @@ class Notifications(Part):
 
     async def _told(self, user_id: str, one: Stored, highlights: bool) -> dict[str, Any] | None:
         room = await self._rooms.get(one.event.room_id)
-        if room is None or one.redacted_by is not None or one.event.sender in await self._ignored_by(user_id):
+        if room is None or one.taken_back or one.event.sender in await self._ignored_by(user_id):
             return None
         levels = await room.levels() if "m.mentions" in one.event.content else None
         view = EventView.of(one.event, member_count=room.joined_count, levels=levels)

@@ -124,12 +124,17 @@ class Unread(Part):
         receipts.on_read.append(self._drop)
         rules.on_change.append(self._drop_person)
         rooms.on_membership.append(lambda room, user_id, before, now, pos: self._drop(user_id, room.room_id))
+        rooms.on_withheld.append(self._drop_room)
 
     def _drop(self, user_id: str, room_id: str) -> None:
         self._drops += 1
         known = self._facts.get(room_id)
         if known is not None:
             known.people.pop(user_id, None)
+
+    def _drop_room(self, room: Room) -> None:
+        self._drops += 1
+        self._facts.pop(room.room_id, None)
 
     def _drop_person(self, user_id: str) -> None:
         self._drops += 1
@@ -228,7 +233,7 @@ class Unread(Part):
                 else:
                     count.threads.pop(thread, None)
                 continue
-            if fact.stored.redacted_by is not None or fact.sender in ignored:
+            if fact.stored.taken_back or fact.sender in ignored:
                 continue
             notify, highlight = fact.notify, fact.highlight
             if fact.personal or ruleset is not DEFAULT:

@@ -5,17 +5,24 @@ Spec: client-server-api/#room-event-format, #aggregations-of-child-events, unsig
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from relay.db import Database, Query
+from relay.ids import server_of
 from relay.protocol import event as events
 from relay.protocol.event import Event
 from relay.protocol.versions import RoomVersion
 from relay.rooms import store
 from relay.rooms.store import Stored
+
+REDACTION = "m.room.redaction"
+# No account of a person begins with an underscore.
+SERVER_ITSELF = "_server"
 
 
 def body(event: Event, room_id: str | None, redacts: str | None = None) -> bytes:
@@ -41,15 +48,34 @@ def body(event: Event, room_id: str | None, redacts: str | None = None) -> bytes
 
 def content(one: Stored) -> dict[str, Any]:
     """Its content as clients may have it: what was taken back is gone. The caller does not change it."""
-    return events.redacted(one.event).content if one.redacted_by else one.event.content
+    return events.redacted(one.event).content if one.taken_back else one.event.content
 
 
 def shared_body(one: Stored) -> bytes:
     """The same without a room ID, kept with the event."""
     if one.client_json is None:
-        one.client_json = body(events.redacted(one.event) if one.redacted_by else one.event, None, one.redacts)
+        one.client_json = body(events.redacted(one.event) if one.taken_back else one.event, None, one.redacts)
     made: bytes = one.client_json
     return made
+
+
+def hiding(event_id: str, sent_ts: int, user_id: str) -> dict[str, Any]:
+    """What tells a client of ours that a message is hidden: the redaction of it that nobody has sent. It stands in no room and
+    goes to no other server; its sender is this server itself."""
+    made = hashlib.sha256(f"relay.hides {event_id}".encode()).digest()
+    return {
+        "type": REDACTION,
+        "event_id": "$" + base64.urlsafe_b64encode(made).decode().rstrip("="),
+        "sender": f"@{SERVER_ITSELF}:{server_of(user_id)}",
+        "origin_server_ts": sent_ts,
+        "content": {"redacts": event_id},
+        "redacts": event_id,
+    }
+
+
+def withheld_because(event: Event, user_id: str) -> dict[str, Any]:
+    because = hiding(event.id, event.origin_server_ts, user_id)
+    return {"redacted_by": because["event_id"], "redacted_because": because}
 
 
 def finished(made: bytes, room_id: str | None, unsigned: Mapping[str, Any]) -> orjson.Fragment:
@@ -74,7 +100,7 @@ def stripped(event: Event) -> dict[str, Any]:
 
 def plain(one: Stored) -> bool:
     """Whether nothing has to be looked up to show it."""
-    return not one.related and one.redacted_by is None and one.replaces is None
+    return not one.related and not one.taken_back and one.replaces is None
 
 
 async def dressed(
@@ -125,6 +151,8 @@ def _extras(
         if redaction is not None:
             unsigned["redacted_by"] = redaction.id
             unsigned["redacted_because"] = finished(body(redaction.event, None), None, {})
+        elif one.marks & store.WITHHELD:
+            unsigned |= withheld_because(one.event, user_id)
         elif one.related or may_relate:
             relations = bundles(query, one, version, user_id)
             if relations:
@@ -136,7 +164,7 @@ def _extras(
 _CHILDREN = (
     f"SELECT {store.COLUMNS} FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 AND r.rel_type = $2 "
     # Somebody in another room may name this event too.
-    f"AND r.room_nid = $3 AND e.redacted_by IS NULL AND (e.marks & {store.HIDDEN}) = 0 "
+    f"AND r.room_nid = $3 AND e.redacted_by IS NULL AND (e.marks & {store.UNCOUNTED}) = 0 "
 )
 MAX_REFERENCES = 50
 MAX_EDITS_COMPARED = 100
@@ -177,7 +205,7 @@ def bundles(
         if rows:
             latest = store.stored(rows[0], version)
             count = "SELECT count(*) FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 AND r.rel_type = 'm.thread' "
-            count += f"AND r.room_nid = $2 AND e.redacted_by IS NULL AND (e.marks & {store.HIDDEN}) = 0"
+            count += f"AND r.room_nid = $2 AND e.redacted_by IS NULL AND (e.marks & {store.UNCOUNTED}) = 0"
             taking_part = one.event.sender == user_id or bool(
                 query.value(count + " AND e.sender = $3", one.id, room, user_id)
             )

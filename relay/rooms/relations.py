@@ -14,7 +14,7 @@ from relay.db import Database, Query
 from relay.errors import InvalidParam, NotFound
 from relay.part import Part
 from relay.rooms import format, store
-from relay.rooms.store import COLUMNS, HIDDEN, Stored, stored
+from relay.rooms.store import COLUMNS, HIDDEN, UNCOUNTED, Stored, stored
 from relay.rooms.timeline import Direction, HistoryToken, place
 from relay.rooms.viewing import View, Viewing, judged, recall_transactions
 from relay.web import Answer, Request, Route
@@ -32,7 +32,7 @@ _THREAD_TOKEN = re.compile(r"r(\d{1,19})_(\d{1,19})\Z")
 _CHILDREN = (
     f"SELECT {COLUMNS} FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 AND r.room_nid = $2 "
     "AND e.pos IS NOT NULL AND (e.depth, e.pos) <= ($3, $4) AND (e.depth, e.pos) > ($5, $6) "
-    f"AND e.redacted_by IS NULL AND (e.marks & {HIDDEN}) = 0 "
+    f"AND e.redacted_by IS NULL AND (e.marks & {UNCOUNTED}) = 0 "
     "AND (CAST($7 AS TEXT) IS NULL OR r.rel_type = $7) AND (CAST($8 AS TEXT) IS NULL OR e.type = $8) "
 )
 # An event relates to one other at most, so that there is one way to each.
@@ -43,7 +43,7 @@ _DESCENDANTS = (
     "JOIN relations r ON r.target_id = family.event_id JOIN events e ON e.nid = r.event_nid WHERE family.hop < $10) "
     f"SELECT {COLUMNS} FROM (SELECT nid, room_nid, rel_type FROM family LIMIT {MAX_RECURSED}) r JOIN events e ON e.nid = r.nid "
     "WHERE r.room_nid = $2 AND e.pos IS NOT NULL AND (e.depth, e.pos) <= ($3, $4) AND (e.depth, e.pos) > ($5, $6) "
-    f"AND e.redacted_by IS NULL AND (e.marks & {HIDDEN}) = 0 "
+    f"AND e.redacted_by IS NULL AND (e.marks & {UNCOUNTED}) = 0 "
     "AND (CAST($7 AS TEXT) IS NULL OR r.rel_type = $7) AND (CAST($8 AS TEXT) IS NULL OR e.type = $8) "
 )
 _NEWEST_FIRST = "ORDER BY e.depth DESC, e.pos DESC LIMIT $9"
@@ -54,9 +54,10 @@ _ROOTS = (
     "SELECT t.nid, t.latest FROM (SELECT root.nid AS nid, max(e.depth) AS latest FROM relations r "
     "JOIN events e ON e.nid = r.event_nid JOIN events root ON root.event_id = r.target_id "
     "WHERE r.room_nid = $1 AND r.rel_type = 'm.thread' AND root.room_nid = $1 AND e.pos IS NOT NULL AND root.pos IS NOT NULL "
-    f"AND e.redacted_by IS NULL AND (e.marks & {HIDDEN}) = 0 AND (root.marks & {HIDDEN}) = 0 "
+    f"AND e.redacted_by IS NULL AND (e.marks & {UNCOUNTED}) = 0 AND (root.marks & {HIDDEN}) = 0 "
     "AND (CAST($2 AS TEXT) IS NULL OR root.sender = $2 OR EXISTS (SELECT 1 FROM relations mine JOIN events m ON m.nid = mine.event_nid "
-    "WHERE mine.target_id = root.event_id AND mine.room_nid = $1 AND mine.rel_type = 'm.thread' AND m.sender = $2 AND m.redacted_by IS NULL)) "
+    "WHERE mine.target_id = root.event_id AND mine.room_nid = $1 AND mine.rel_type = 'm.thread' AND m.sender = $2 AND m.redacted_by IS NULL "
+    f"AND (m.marks & {UNCOUNTED}) = 0)) "
     "GROUP BY root.nid) t WHERE (t.latest, t.nid) < ($3, $4) ORDER BY t.latest DESC, t.nid DESC LIMIT $5"
 )
 

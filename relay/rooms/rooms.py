@@ -60,6 +60,9 @@ class Rooms:
         self._joined: dict[str, frozenset[str]] = {}
         self.on_membership: list[OnMembership] = []
         self.on_local_membership: list[OnLocalMembership] = []
+        # room -> message -> (when a moderator hid it from people of ours, when it was sent); who is told of a change.
+        self.withheld: dict[str, dict[str, tuple[int, int]]] = {}
+        self.on_withheld: list[Callable[[Room], None]] = []
         # Events of ours, or to be passed on by us, of rooms with other servers in them; `append.py` notes them.
         self.leaving: Fresh[Stored] = Fresh()
         self._coming: Counter[str] = Counter()
@@ -143,6 +146,9 @@ class Rooms:
                 membership, event_id, pos, since_pos, bool(forgotten), nid
             )
         self._completed.update(await self.db.read(partial.completions))
+        hidden = "SELECT r.room_id, w.event_id, w.pos, w.sent_ts FROM withheld w JOIN rooms r ON r.nid = w.room_nid"
+        for room_id, event_id, pos, sent_ts in await self.db.read(lambda query: query.all(hidden)):
+            self.withheld.setdefault(room_id, {})[event_id] = pos, sent_ts
 
     # --- people of ours, from memory
 
@@ -355,6 +361,11 @@ class Rooms:
             return stored(row, VERSIONS[row[store.WIDTH]]) if row is not None else None
 
         return await self.db.read(find)
+
+    def hidden_in(self, room_id: str, since: int, upto: int) -> list[tuple[str, int]]:
+        """The messages that moderators hid in (since, upto], each with when it was sent."""
+        found = self.withheld.get(room_id)
+        return [(event_id, sent) for event_id, (pos, sent) in found.items() if since < pos <= upto] if found else []
 
     async def sender_of(self, event_id: str) -> str | None:
         return await self.db.read(lambda query: query.value("SELECT sender FROM events WHERE event_id = $1", event_id))

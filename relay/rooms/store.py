@@ -27,6 +27,7 @@ HISTORY = 32  # older than what was known when it came: for /messages, never for
 GONE = 64  # redacted, and its ciphertext no longer kept
 RIM_KEPT = 128  # of a GONE one: nothing but its content was taken away
 AFTER_GAP = 256  # what it builds on was not all here when it came: a /sync timeline begins anew with it
+WITHHELD = 512  # hidden from people of ours by a moderator: they get the redacted form, other servers the event (withholding.py)
 
 Key = tuple[str, str]
 
@@ -60,7 +61,7 @@ SCHEMA = Schema(
                 "sender": ("who sent it, for filters and counts", _EVENT),
                 "state_key": ("its state key, NULL for messages", _EVENT),
                 "state_nid": ("state after it, NULL for outliers", _EVENT),
-                "marks": ("rejected, soft-failed, stub, local, history", _EVENT),
+                "marks": ("rejected, soft-failed, stub, local, history, hidden by a moderator", _EVENT),
                 "redacted_by": ("the redaction that took it back", _EVENT),
                 "replaces": ("the state event that it replaced", _EVENT),
                 "redacts": ("what a redaction takes back, where its kept form does not say so", _EVENT),
@@ -171,6 +172,16 @@ SCHEMA = Schema(
             },
         ),
         Table(
+            "withheld",
+            "messages that a moderator hid from people of ours",
+            {
+                "event_id": ("the message", "until it is shown again"),
+                "room_nid": ("its room", "until it is shown again"),
+                "pos": ("when it was hidden, for /sync", "until it is shown again"),
+                "sent_ts": ("when it was sent, as its sender said", "until it is shown again"),
+            },
+        ),
+        Table(
             "early_redactions",
             "redactions whose event has not come yet",
             {
@@ -249,6 +260,10 @@ SCHEMA = Schema(
         """
         CREATE TABLE resolutions (of BYTES PRIMARY KEY, room_nid BIGINT NOT NULL, state_nid BIGINT NOT NULL) CLUSTERED
         """,
+        """
+        CREATE TABLE withheld (event_id TEXT PRIMARY KEY, room_nid BIGINT NOT NULL, pos BIGINT NOT NULL,
+            sent_ts BIGINT NOT NULL)
+        """,
     ),
 )
 
@@ -308,6 +323,11 @@ class Stored:
         """Whether clients may ever see it in a timeline."""
         return not self.marks & (REJECTED | SOFT_FAILED | STUB)
 
+    @property
+    def taken_back(self) -> bool:
+        """Whether clients get its redacted form: it was redacted, or a moderator hides it."""
+        return self.redacted_by is not None or bool(self.marks & WITHHELD)
+
 
 COLUMNS = "e.nid, e.event_id, e.room_nid, e.pos, e.state_nid, e.marks, e.redacted_by, e.replaces, e.redacts, e.json"
 WIDTH = 10
@@ -317,6 +337,8 @@ INSERT_EVENT = (
 )
 # Shown in timelines: in order of arrival, without those that nobody here may see.
 HIDDEN = REJECTED | SOFT_FAILED | STUB
+# Not counted, bundled or listed as answers to another; redacted ones neither (`redacted_by`).
+UNCOUNTED = HIDDEN | WITHHELD
 
 
 def stored(row: Row, version: RoomVersion) -> Stored:

@@ -21,7 +21,7 @@ from relay.protocol.versions import RoomVersion
 from relay.rooms import format, state, store
 from relay.rooms.room import Room
 from relay.rooms.rooms import Rooms
-from relay.rooms.store import COLUMNS, HIDDEN, HISTORY, Key, Stored, stored
+from relay.rooms.store import COLUMNS, HIDDEN, HISTORY, UNCOUNTED, Key, Stored, stored
 from relay.rooms.viewing import View, Viewing, judged, recall_transactions
 from relay.web import Request, Route
 
@@ -426,7 +426,7 @@ def _answered(query: Query, one: Stored, wanted: EventFilter) -> bool:
     """Whether events relate to it as the filter asks. Spec: client-server-api/#filtering, `related_by_rel_types`"""
     rows = query.all(
         f"SELECT DISTINCT r.rel_type, e.sender FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 "
-        f"AND r.room_nid = $2 AND e.redacted_by IS NULL AND (e.marks & {HIDDEN}) = 0",
+        f"AND r.room_nid = $2 AND e.redacted_by IS NULL AND (e.marks & {UNCOUNTED}) = 0",
         one.id,
         one.room_nid,
     )

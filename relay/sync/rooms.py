@@ -84,15 +84,17 @@ class SyncRooms:
         limit = min(DEFAULT_TIMELINE if limit is None else limit, MAX_TIMELINE)
         lazy = ask.filter.room.state.lazy_load_members
         shown, limited = await self.timeline(ask, limit)
+        hiding = self.hiding(ask)
         shareable = (
-            not ask.ignored
+            not hiding
+            and not ask.ignored
             and not ask.upto_leave
             and (not lazy or self._lazy_adds_nothing(ask, shown))
             and ask.mine.since_pos <= (shown[0].pos or 0 if shown else ask.since)
             and not any(one.related or (one.sent_by is not None and one.sent_by[0] == ask.user_id) for one in shown)
         )
         if not shareable:
-            return await self._compose(ask, shown, limited, lazy)
+            return await self._compose(ask, shown, limited, lazy, hiding)
         key = _same_answer(ask, shown, limited)
         part = self._shared.get(key)
         if part is None:
@@ -147,6 +149,18 @@ class SyncRooms:
                 return found[index:], True
         return found, limited
 
+    def hiding(self, ask: RoomAsk) -> list[dict[str, Any]]:
+        """What takes messages off her screen that a moderator hid since. At the beginning there are none: they come hidden."""
+        if not self._rooms.withheld or not ask.since:
+            return []
+        upto = min(ask.upto, ask.mine.pos) if ask.upto_leave else ask.upto
+        found = self._rooms.hidden_in(ask.room.room_id, ask.since, upto)
+        made = [format.hiding(event_id, sent_ts, ask.user_id) for event_id, sent_ts in found]
+        timeline, room = ask.filter.room.timeline, ask.room.room_id
+        if timeline.limit == 0 or not ask.filter.room.allows_room(room) or not timeline.allows_room(room):
+            return []
+        return [one for one in made if timeline.allows(one["type"], one["sender"], room, False)]
+
     async def may_see(self, ask: RoomAsk, shown: list[Stored]) -> tuple[list[Stored], dict[str, str]]:
         """What this person may see of it, and her membership at each event."""
         if not shown or ((shown[0].pos or 0) >= ask.mine.since_pos and ask.mine.membership == "join"):
@@ -155,7 +169,9 @@ class SyncRooms:
 
     # --- both together
 
-    async def _compose(self, ask: RoomAsk, found: list[Stored], limited: bool, lazy: bool) -> RoomPart:
+    async def _compose(
+        self, ask: RoomAsk, found: list[Stored], limited: bool, lazy: bool, hiding: Sequence[dict[str, Any]] = ()
+    ) -> RoomPart:
         room = ask.room
         shown, memberships = await self.may_see(ask, found)
         if len(shown) < len(found):
@@ -169,10 +185,12 @@ class SyncRooms:
         first = shown[0] if shown else None
         wanted_state, members_changed = await self._state(ask, shown, first, lazy)
         prev_batch = str(HistoryToken.before(first)) if first is not None else str(HistoryToken.at_pos(ask.upto))
-        made = b'"timeline":' + orjson.dumps({"events": events, "limited": limited, "prev_batch": prev_batch})
+        made = b'"timeline":' + orjson.dumps(
+            {"events": [*events, *hiding], "limited": limited, "prev_batch": prev_batch}
+        )
         name = (ask.state_after or "state").encode()
         made += b',"' + name + b'":' + orjson.dumps({"events": wanted_state})
-        return RoomPart(made, not shown and not wanted_state and not limited, members_changed)
+        return RoomPart(made, not shown and not wanted_state and not limited and not hiding, members_changed)
 
     # --- state
 
@@ -328,7 +346,7 @@ def _same_answer(ask: RoomAsk, shown: Sequence[Stored], limited: bool) -> tuple[
         limited,
         (shown[0].nid, shown[-1].nid, len(shown)) if shown else None,
         # Whoever does not ask for redactions must not get what was taken back since.
-        tuple(one.nid for one in shown if one.redacted_by is not None),
+        tuple(one.nid for one in shown if one.taken_back),
         state_since,
         room.state_pos,
         ask.upto if not shown or ask.upto < room.state_pos else None,

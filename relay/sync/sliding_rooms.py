@@ -167,11 +167,11 @@ class SlidingRooms:
             made["required_state"] = await _events(room, wanted.values())
         if gone:
             made["gone"] = gone
-        if shown or limited or known is None:
+        if dressed or limited or known is None:
             made["timeline"] = dressed
             made["limited"] = limited
             made["prev_batch"] = str(HistoryToken.before(shown[0]) if shown else HistoryToken.at_pos(look.upto))
-            made["num_live"] = _live(shown, look.live_since)
+            made["num_live"] = _live(shown, look.live_since) + len(dressed) - len(shown)
         if (known is None and look.dm) or (known is not None and known.dm != look.dm):
             made["is_dm"] = look.dm
         if known is None or limited or expanded:
@@ -230,14 +230,15 @@ class SlidingRooms:
             newest = room.recent[-1].pos if room.recent else None
             return [], newest is not None and since < newest <= look.upto, []
         found, limited = await self._sync_rooms.timeline(ask, look.config.limit)
+        hiding = [orjson.Fragment(orjson.dumps(one)) for one in self._sync_rooms.hiding(ask)]
         if not found:
-            return [], limited, []
+            return [], limited, hiding
         shown, memberships = await self._sync_rooms.may_see(ask, found)
         dressed = await format.dressed(
             self._db, room.version, shown, user_id=look.user_id, device_id=look.device_id, room_id=None,
             memberships=memberships, may_relate=any(one not in room.recent for one in shown),
         )  # fmt: skip
-        return shown, limited or len(shown) < len(found), dressed
+        return shown, limited or len(shown) < len(found), dressed + hiding
 
     # --- she is out of it
 
