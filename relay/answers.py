@@ -81,6 +81,7 @@ def tokens(result: Any) -> str:
                 token["token"],
                 used,
                 "never expires" if expires is None else f"expires {_day(expires)}",
+                f"called {token['name']} where it is flagged",
             )
         )
     return _columns(rows)

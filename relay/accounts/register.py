@@ -6,7 +6,7 @@ served. Spec: client-server-api/#account-registration, application-service-api/#
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from relay.accounts import passwords
@@ -48,6 +48,8 @@ class Register(Part):
         self._tokens = tokens
         self._doors = doors
         self._flows = FLOWS.get(registration.mode)
+        # Told of each new account, and the token it was made with.
+        self.on_made: list[Callable[[str, str | None], None]] = []
         # The server sets it to `Services` where there are application services.
         self.namespaces: Namespaces = NoNamespaces()
 
@@ -141,4 +143,6 @@ class Register(Part):
                 issued = self._devices.sign_in(tx, user_id, device_id, display_name, refreshable=refreshable)
                 answer |= {"device_id": device_id, **issued.answer()}
         await tx
+        for told in self.on_made:
+            told(user_id, token)
         return answer

@@ -6,6 +6,8 @@ Spec: client-server-api/#token-authenticated-registration.
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -50,6 +52,7 @@ class RegistrationTokens(Part):
         self._db = db
         self._clock = clock
         self._mode = registration.mode
+        self._naming = secrets.token_bytes(32)
 
     def routes(self) -> Iterable[Route]:
         yield Route(
@@ -62,6 +65,10 @@ class RegistrationTokens(Part):
 
     def commands(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         return {"token.create": self.create, "token.list": self.all, "token.revoke": self.revoke}
+
+    def name_of(self, token: str) -> str:
+        """What moderators may call it, who may not use it themselves: another name after each start."""
+        return hashlib.blake2b(token.encode(), key=self._naming, digest_size=4).hexdigest()
 
     async def valid(self, token: str) -> bool:
         return await self._db.read(_valid, token, self._clock.now())
@@ -99,13 +106,13 @@ class RegistrationTokens(Part):
         with self._db.write() as tx:
             tx.call(insert)
         await tx
-        return {"token": token, "uses": uses, "used": 0, "expires_ms": expires_ts}
+        return {"token": token, "name": self.name_of(token), "uses": uses, "used": 0, "expires_ms": expires_ts}
 
     async def all(self) -> list[dict[str, Any]]:
-        """`expires_ms` is the moment at which it expires."""
+        """`expires_ms` is the moment at which it expires, `name` what a flag calls it."""
         rows = await self._db.read(_all)
         return [
-            {"token": token, "uses": uses, "used": used, "expires_ms": expires_ts}
+            {"token": token, "name": self.name_of(token), "uses": uses, "used": used, "expires_ms": expires_ts}
             for token, uses, used, expires_ts in rows
         ]
 

@@ -13,6 +13,7 @@ from relay.accounts.users import Users
 from relay.clock import Clock
 from relay.db import Database, Tx
 from relay.moderation.actions import OPERATOR, Actions
+from relay.moderation.acts import MEASURES, Act
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.doorkeeping import Doorkeeping
 from relay.moderation.moderator_keys import ModeratorKeys
@@ -85,6 +86,12 @@ def assemble(
     means.account.noted = lambda tx, action, target: audit_log.record(
         tx, actor=OPERATOR, action=action, target=target, reason_code="by_hand"
     )
+
+    def restricted(tx: Tx, act: Act) -> None:
+        if MEASURES[act.measure].target == "user" and not act.undo:
+            tx.after(lambda: keeping.flags.went_wrong(act.target))
+
+    actions.on_taken.append(restricted)
     keeping.flags.created = made
     keeping.flags.on_step.append(slowed)
     audit_log.on_checkpoint.append(

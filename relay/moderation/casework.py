@@ -185,7 +185,7 @@ def assemble(
         ),
     ]
     acting.reports.lists, acting.reports.speaks = cases.listed_for_tools, own_rooms.speaker
-    reports.weight = ground.keeping.flags.weight_of
+    reports.weight = ground.keeping.flags.reported
     proving.disclosures.on_opened.append(ground.keeping.classifiers.opened)
     audit_log.on_checkpoint.append(notices.checkpoint)
     audit_log.on_restored.append(notices.restored)

@@ -35,6 +35,10 @@ INVITES_OF_SERVER_PER_HOUR = 15
 REFUSED_SHARE, OF_LAST_INVITES = 0.6, 20
 ROOMS_PER_HOUR, REPLIED_SHARE = 30, 0.05
 JOINS_DEVIATIONS, JOINS_AT_LEAST = 4.0, 20
+ACCOUNTS_OF_TOKEN_PER_HOUR = 5
+# Of the accounts that one registration token made within a day.
+WRONG_ACCOUNTS, WRONG_SHARE = 3, 0.3
+MAX_ACCOUNTS_REMEMBERED = 20_000
 UPLOAD_BYTES_PER_HOUR = 200 * 1024 * 1024
 # What a flag adds to the weight of a case.
 WEIGHTS = {
@@ -44,6 +48,8 @@ WEIGHTS = {
     "fan-out": 50,
     "join-wave": 20,
     "uploads": 10,
+    "token-wave": 30,
+    "token-misused": 50,
     "policy-list": 60,
     "disclosed-text": 60,
 }
@@ -92,6 +98,11 @@ class Flags:
         self._uploads = Kept(lambda: Window(HOUR))
         # (room, invited) -> inviter, for whether an invite was wanted.
         self._inviter: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._accounts_of = Kept(lambda: Window(HOUR))
+        # Account -> (the registration token that it was made with, as `RegistrationTokens.name_of` calls it, and when).
+        self._token_of: OrderedDict[str, tuple[str, int]] = OrderedDict()
+        # Those of them that were reported, flagged or restricted.
+        self._wrong: set[str] = set()
         # When an account of ours was made; the assembly sets it. None where there is none.
         self.created: Callable[[str], Awaitable[int | None]] | None = None
         self._made: dict[str, int | None] = {}
@@ -128,6 +139,38 @@ class Flags:
         self._inviter[room_id, target] = sender
         if len(self._inviter) > MAX_INVITES_REMEMBERED:
             self._inviter.popitem(last=False)
+
+    def registered(self, user_id: str, token_name: str | None) -> None:
+        """For `Register.on_made`. Without a token the account is nobody's but the person's own."""
+        if not self or token_name is None:
+            return
+        now = self._clock.now()
+        while self._token_of:
+            oldest = next(iter(self._token_of))
+            if len(self._token_of) < MAX_ACCOUNTS_REMEMBERED and now - self._token_of[oldest][1] < DAY:
+                break
+            del self._token_of[oldest]
+            self._wrong.discard(oldest)
+        self._token_of[user_id] = (token_name, now)
+        count = self._accounts_of.of(self._names.of(token_name, now)).add(now)
+        if count > ACCOUNTS_OF_TOKEN_PER_HOUR:
+            self.raise_("token-wave", _of_token(token_name), count)
+
+    def went_wrong(self, user_id: str) -> None:
+        """Somebody was reported, flagged or restricted: does that happen to many who came with the same token?"""
+        if user_id not in self._token_of or user_id in self._wrong:
+            return
+        self._wrong.add(user_id)
+        name, now = self._token_of[user_id][0], self._clock.now()
+        came = [one for one, (token, since) in self._token_of.items() if token == name and now - since < DAY]
+        wrong = sum(one in self._wrong for one in came)
+        if wrong >= WRONG_ACCOUNTS and wrong / len(came) >= WRONG_SHARE:
+            self.raise_("token-misused", _of_token(name), wrong)
+
+    def _subjects(self, user_id: str) -> tuple[str, ...]:
+        """Under which subjects a flag speaks of somebody."""
+        token = self._token_of.get(user_id)
+        return (user_id,) if token is None else (user_id, _of_token(token[0]))
 
     def membership_changed(self, room: Room, user_id: str, before: str | None, now_is: str, pos: int) -> None:
         """For `Rooms.on_membership`."""
@@ -211,6 +254,7 @@ class Flags:
             flag.value, flag.times = max(flag.value, value), flag.times + 1
             return
         self._flags[rule, subject] = flag = Flag(rule, subject, now, value)
+        self.went_wrong(subject)
         while len(self._flags) > MAX_FLAGS:
             self._flags.popitem(last=False)
         if self.mode == "on":
@@ -225,14 +269,18 @@ class Flags:
             del self._flags[key]
         return list(self._flags.values())
 
+    def about(self, subject: str) -> list[Flag]:
+        """Of this person, her server, and the token she came with; or of a server."""
+        subjects = (server_of(subject), *self._subjects(subject))
+        return [flag for flag in self.listed() if flag.subject in subjects]
+
     def weight(self, subject: str) -> int:
         """0 to 100: how much further up a case about this person or server belongs."""
-        server = server_of(subject)
-        found = [flag for flag in self.listed() if flag.subject in (subject, server)]
-        return min(100, sum(WEIGHTS.get(flag.rule, 10) for flag in found))
+        return min(100, sum(WEIGHTS.get(flag.rule, 10) for flag in self.about(subject)))
 
-    async def weight_of(self, subject: str) -> int:
-        """For the reports, which ask when one comes in."""
+    async def reported(self, subject: str) -> int:
+        """For the reports, when one comes in: the weight of it."""
+        self.went_wrong(subject)
         return self.weight(subject)
 
     def require_slowly(self, subject: str) -> None:
@@ -240,7 +288,8 @@ class Flags:
         if self.mode != "on" or not self._flags:
             return
         now = self._clock.now()
-        if not any(flag.subject == subject and flag.slowed_until > now for flag in self._flags.values()):
+        subjects = self._subjects(subject)
+        if not any(flag.subject in subjects and flag.slowed_until > now for flag in self._flags.values()):
             return
         last = self._last_slow.get(subject, 0)
         if now - last < SLOWED_EVERY_MS:
@@ -248,6 +297,10 @@ class Flags:
         if len(self._last_slow) >= MAX_FLAGS:
             self._last_slow.clear()
         self._last_slow[subject] = now
+
+
+def _of_token(name: str) -> str:
+    return f"registration token {name}"
 
 
 class FlagDoors(OpenDoors):

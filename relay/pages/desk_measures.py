@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from relay.accounts.users import Users
 from relay.clock import DAY
 from relay.errors import InvalidParam, NotFound
-from relay.ids import server_of
 from relay.moderation.actions import Actions
 from relay.moderation.acts import MEASURES, Act
 from relay.moderation.flags import Flags
@@ -78,7 +77,7 @@ class DeskMeasures(Part):
         return await self._frame.page(
             request, visit, "desk_person.html", user_id=user_id, user=user, local=self._users.is_local(user_id),
             strikes=await self._actions.strikes(user_id), in_force=in_force, words=desk_words,
-            flags=[one for one in self._flags.listed() if one.subject in (user_id, server_of(user_id))],
+            flags=self._flags.about(user_id),
         )  # fmt: skip
 
     async def _take(self, request: Request, visit: Visit, form: Form) -> Answer:

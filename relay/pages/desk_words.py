@@ -182,7 +182,8 @@ def action(word: str) -> str:
 FLAGS = {
     "invite-wave": "A new account invites many", "refused-invites": "Most of the invites are refused", "server-wave": "A server invites many people here",
     "fan-out": "Writes to many, hardly anybody answers", "join-wave": "Many join at once", "uploads": "Uploads a lot",
-    "policy-list": "Named by a ban list of others",
+    "policy-list": "Named by a ban list of others", "token-wave": "Makes many accounts within an hour",
+    "token-misused": "Accounts made with it are reported, flagged or restricted", "disclosed-text": "A classifier thinks badly of what was proved",
 }  # fmt: skip
 
 

@@ -7,11 +7,18 @@ import random
 import pytest
 
 from relay.clock import DAY, HOUR, MINUTE, SECOND
-from relay.moderation.flags import INVITES_PER_10_MIN, OF_LAST_INVITES, ROOMS_PER_HOUR
+from relay.config import CONFIG_NAME
+from relay.moderation.flags import (
+    ACCOUNTS_OF_TOKEN_PER_HOUR,
+    INVITES_PER_10_MIN,
+    OF_LAST_INVITES,
+    ROOMS_PER_HOUR,
+    WRONG_ACCOUNTS,
+)
 from relay.moderation.signs import Kept, Names, Share, Usual, Window
-from tests.moderation.test_actions import SAFETY, moderators
-from tests.people import Person, until
-from tests.town import Town
+from tests.moderation.test_actions import SAFETY, moderators, takes
+from tests.people import Person, path, until
+from tests.town import PASSWORD, Town
 
 
 async def flagged(mod: Person) -> set[tuple[str, str]]:
@@ -110,3 +117,42 @@ def test_counters_are_bounded_and_hold_no_names() -> None:
     for number in range(100):
         kept.of(names.of(f"@{number}:x", 0)).append(number)
     assert len(kept) == 10
+
+
+async def test_a_registration_token_that_makes_trouble_is_shown_by_a_name_that_opens_nothing(town: Town) -> None:
+    house, [mod] = await moderators(town, "mod")
+    alice = await town.user("alice@one")
+    config = house.folder / CONFIG_NAME
+    config.write_text(config.read_text().replace("mode: open_to_everyone", "mode: token"))
+    await house.restart()
+    made = [await house.command("token.create") for _ in range(2)]
+    names = [f"registration token {one['name']}" for one in made]
+
+    async def comes(name: str, token: str) -> Person:
+        person = Person(town.http, house.url, house.name, name, PASSWORD)
+        await person.registers(auth={"type": "m.login.registration_token", "token": token})
+        return person
+
+    few = [await comes(f"few{n}", made[0]["token"]) for n in range(WRONG_ACCOUNTS)]
+    many = [await comes(f"many{n}", made[1]["token"]) for n in range(ACCOUNTS_OF_TOKEN_PER_HOUR)]
+    assert await flagged(mod) == set(), "that many come with one token where people are invited"
+    many.append(await comes("many5", made[1]["token"]))
+    assert await flagged(mod) == {("token-wave", names[1])}
+    assert not any(one["token"] in name for one in made for name in names), "who reads flags can't make accounts"
+    assert house.server is not None
+    flags = house.server._keeping.flags
+    assert flags.weight(many[0].id) > flags.weight(few[0].id) == 0, "a case about who came with it belongs further up"
+
+    for who in few[: WRONG_ACCOUNTS - 1]:
+        await alice.calls("POST", f"users/{path(who.id)}/report", {"reason": "spam"})
+        await alice.calls("POST", f"users/{path(who.id)}/report", {"reason": "once more"})
+    assert ("token-misused", names[0]) not in await flagged(mod), "two who are reported are two, however often"
+    await takes(mod, "suspend", few[-1].id)
+    assert ("token-misused", names[0]) in await flagged(mod), "three are many of three"
+    for who in many[:1]:
+        await takes(mod, "suspend", who.id)
+    assert ("token-misused", names[1]) not in await flagged(mod), "one of six is not"
+    listed = await house.command("token.list")
+    assert {one["name"] for one in listed} == {one["name"] for one in made}, "the operator finds the token by its name"
+    town.clock.forward(hours=25)
+    assert await flagged(mod) == set()

@@ -79,10 +79,14 @@ async def test_a_message_from_elsewhere_is_hidden_on_every_way_to_read_it(town: 
     await takes(mod, "hide", said)
     for hidden in (said, edited):
         after = await readings(alice, room, hidden, root)
-        assert {name for name, found in after.items() if found} == ALWAYS, "it is no answer, no thread's latest, no news"
+        assert {name for name, found in after.items() if found} == ALWAYS, (
+            "it is no answer, no thread's latest, no news"
+        )
         for name, found in after.items():
             assert not any(one["content"] for one in found), f"{name} shows nothing of it"
-            assert all(one["unsigned"]["redacted_because"]["redacts"] == hidden for one in found), "apps say: taken back"
+            assert all(one["unsigned"]["redacted_because"]["redacts"] == hidden for one in found), (
+                "apps say: taken back"
+            )
     shown = await alice.event(room, root)
     assert "m.thread" not in shown.get("unsigned", {}).get("m.relations", {}), "nor is it counted"
     [because] = told_of(await alice.syncs(), room, said)
