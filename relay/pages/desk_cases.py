@@ -138,7 +138,7 @@ class DeskCases(Part):
             found.append(
                 "There are fewer than two moderator keys, so nobody's words and no proof can be kept. Make them: relay moderator add"
             )
-        waiting = [one for one in await self._actions.waiting() if one.act.actor != actor]
+        waiting = [one for one in await self._actions.waiting() if actor not in (one.act.actor, one.act.target)]
         if waiting:
             found.append(
                 f"Waiting for another moderator's word: {len(waiting)}. See Measures; you can confirm or cancel."

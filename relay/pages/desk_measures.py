@@ -56,7 +56,8 @@ class DeskMeasures(Part):
         given = form or Form([])
         return await self._frame.page(
             request, visit, "desk_measures.html", status=200 if wrong is None else wrong.status, wrong=wrong, given=given, in_force=in_force[:MAX_SHOWN], left_out=len(in_force[MAX_SHOWN:]),
-            waiting=await self._actions.waiting(), words=desk_words, target=given.text("target", MAX_TARGET) or request.query.get("target", "")[:MAX_TARGET],
+            # What is asked for against herself is not hers to see.
+            waiting=[one for one in await self._actions.waiting() if one.act.target != visit.user_id], words=desk_words, target=given.text("target", MAX_TARGET) or request.query.get("target", "")[:MAX_TARGET],
             chosen=given.text("measure", 40) or request.query.get("measure", ""),
         )  # fmt: skip
 
@@ -99,7 +100,7 @@ class DeskMeasures(Part):
         act_id = form.required("act", 100, "the measure")
         if not form.ticked("sure"):
             waiting = await self._actions.find(act_id)
-            if waiting is None:
+            if waiting is None or waiting.act.target == visit.user_id:
                 raise NotFound("Nothing waits under this ID. It was confirmed or cancelled already.")
             return await self._frame.page(
                 request, visit, "desk_sure.html", act=waiting.act, fields=[("act", act_id)], words=desk_words, back=PAGE,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from tests.moderation.casehouse import desk
 from tests.pages.browsers import Browsers
-from tests.pages.desk_people import has_keys, makes_moderator, notice_link
+from tests.pages.desk_people import has_keys, makes_moderator, notice_link, reports
+from tests.pages.visitors import Visitor
 from tests.people import until
 from tests.town import Town
 
@@ -107,3 +109,20 @@ async def test_what_can_not_be_undone_takes_a_second_person(town: Town, browsers
         return await asks.reads("This account is closed")
 
     assert await until(is_closed), "the second person's word was enough"
+
+
+async def test_cases_are_joined_only_after_a_question(town: Town) -> None:
+    mod = await desk(town)
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room(with_=bob)
+    for _ in range(2):
+        await reports(alice, room, await bob.sends(room), "please look")
+    first, second = sorted(await mod.queue(), key=lambda one: int(one["number"]))
+    visit = Visitor(town, mod.house, mod.person)
+    await visit.signs_in()
+    page = f"/_relay/desk/case/{second['id']}"
+    fields = {"into": "1", "version": str(second["version"])}
+    answer, text = await visit.sends(page, fields, to=f"{page}/merge")
+    assert answer.status == 200 and "Is no. 2 the same as no. 1?" in text and len(await mod.queue()) == 2
+    answer, _ = await visit.sends(page, {**fields, "sure": "yes"}, to=f"{page}/merge")
+    assert answer.status == 303 and [one["id"] for one in await mod.queue()] == [first["id"]]
