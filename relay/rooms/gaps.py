@@ -52,9 +52,17 @@ PATIENCE_SECONDS = 5.0
 # How long what lies before a gap waits for the members of a room that was joined a moment ago.
 WHOLE_SECONDS = 20.0
 MAX_UNFILLED = 2_000
+# Beyond every depth.
+END = 2**62
 
+# What was missing when the event was looked at may have got its place since.
 _NOTE_GAP = (
-    "INSERT INTO gaps (room_nid, event_id, depth) VALUES ($1, $2, $3) ON CONFLICT (room_nid, event_id) DO NOTHING"
+    "INSERT INTO gaps (room_nid, event_id, depth) SELECT $1, $2, $3 WHERE NOT EXISTS "
+    "(SELECT 1 FROM events WHERE event_id = $2 AND state_nid IS NOT NULL) ON CONFLICT (room_nid, event_id) DO NOTHING"
+)
+_LATEST_GAPS = (
+    "SELECT g.event_id FROM gaps g LEFT JOIN events e ON e.event_id = g.event_id "
+    "WHERE g.room_nid = $1 AND g.depth >= $2 AND g.depth <= $3 AND e.state_nid IS NULL ORDER BY g.depth DESC LIMIT 10"
 )
 
 
@@ -370,25 +378,21 @@ class Gaps:
 
     # --- history
 
-    async def backfill(self, room: Room, limit: int) -> bool:
-        """Asks for what lies before the latest gap. True where something came, or may have come by somebody else's asking."""
+    async def backfill(self, room: Room, limit: int, lowest: int = -1, highest: int = END) -> bool:
+        """Asks for what lies before the latest gaps in this range of depths. True where something came, or may have come by somebody else's asking."""
         filling = self._filling.get(room.nid)
         if filling is not None:
             await asyncio.wait([filling])
             return True
         future = self._filling[room.nid] = asyncio.get_running_loop().create_future()
         try:
-            return await self._backfill(room, limit)
+            return await self._backfill(room, limit, lowest, highest)
         finally:
             del self._filling[room.nid]
             future.set_result(None)
 
-    async def _backfill(self, room: Room, limit: int) -> bool:
-        waiting = await self._db.read(
-            lambda query: query.all(
-                "SELECT event_id FROM gaps WHERE room_nid = $1 ORDER BY depth DESC LIMIT 10", room.nid
-            )
-        )
+    async def _backfill(self, room: Room, limit: int, lowest: int, highest: int) -> bool:
+        waiting = await self._db.read(lambda query: query.all(_LATEST_GAPS, room.nid, lowest, highest))
         missing = [row[0] for row in waiting]
         if not missing:
             return False
@@ -415,21 +419,28 @@ class Gaps:
 
     async def _keep_history(self, server: str, room: Room, taken: Sequence[Taken]) -> int:
         """Oldest first, so that the state of each follows from those before it."""
-        asks = 0
-        placed = 0
+        asks = placed = failed = 0
         by_id = {one.event.id: one for one in taken}
         fresh = set(await self._unplaced(room, list(by_id)))
         for event in in_order((one.event for one in taken if one.event.id in fresh), by=lambda one: one.prev_events):
-            missing = await self._unplaced(room, event.prev_events)
-            before: StateMap | None = None
-            if event.type == "m.room.create" and not event.prev_events:
-                before = {}
-            elif missing or not event.prev_events:
-                if asks >= MAX_STATE_ASKS:
-                    continue
-                asks += 1
-                before = await self._state_from(server, room, event)
-            await self._cited(server, room, event)
+            try:
+                missing = await self._unplaced(room, event.prev_events)
+                before: StateMap | None = None
+                if event.type == "m.room.create" and not event.prev_events:
+                    before = {}
+                elif missing or not event.prev_events:
+                    if asks >= MAX_STATE_ASKS:
+                        continue
+                    asks += 1
+                    before = await self._state_from(server, room, event)
+                await self._cited(server, room, event)
+            except (RemoteError, Forbidden):
+                # One that can't be placed keeps no other from its place.
+                log.info("an earlier event could not be placed", event_id=event.id, server=server)
+                failed += 1
+                if failed >= MAX_TRIES:
+                    break
+                continue
             placed += await self._record_history(room, by_id[event.id], before, missing)
         return placed
 

@@ -163,8 +163,12 @@ class EventFilter(Protocol):
 
 # From the text of the parameter; without one, everything passes.
 ReadsFilter = Callable[[str | None], EventFilter]
-# Asks the other servers for what is missing before the oldest events: whether anything came.
-Backfill = Callable[[Room, int], Awaitable[bool]]
+
+
+class Backfill(Protocol):
+    """Asks the other servers for what is missing in a range of depths: whether anything came."""
+
+    def __call__(self, room: Room, limit: int, lowest: int = ..., highest: int = ...) -> Awaitable[bool]: ...
 
 
 @dataclass(slots=True)
@@ -247,7 +251,7 @@ class Timeline(Part):
                 break
             if not await self._db.read(_meets_gap, view.room.nid, *page.depths):
                 break
-            if not await self._backfill(view.room, max(limit, DEFAULT_LIMIT)):
+            if not await self._backfill(view.room, max(limit, DEFAULT_LIMIT), *page.depths):
                 break
         else:
             page = await self._db.read(_page, view, start, stop, direction, limit, wanted)
@@ -356,8 +360,10 @@ def _some_state(
 def _meets_gap(query: Query, room_nid: int, lowest: int, highest: int) -> bool:
     """Whether an event in this range of depths cites one that we lack."""
     row = query.one(
-        "SELECT 1 FROM gaps WHERE room_nid = $1 AND depth >= $2 AND depth <= $3 LIMIT 1", room_nid, lowest, highest
-    )
+        "SELECT 1 FROM gaps g LEFT JOIN events e ON e.event_id = g.event_id WHERE g.room_nid = $1 AND g.depth >= $2 AND g.depth <= $3 "
+        "AND e.state_nid IS NULL LIMIT 1",
+        room_nid, lowest, highest,
+    )  # fmt: skip
     return row is not None
 
 

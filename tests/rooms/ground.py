@@ -205,7 +205,7 @@ class Ground:
         self.backfills: list[str] = []
         self.fills: Any = None
 
-    async def _backfill(self, room: Room, limit: int) -> bool:
+    async def _backfill(self, room: Room, limit: int, lowest: int = -1, highest: int = 0) -> bool:
         self.backfills.append(room.room_id)
         return bool(self.fills is not None and await self.fills(room, limit))
 

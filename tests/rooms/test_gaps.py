@@ -9,7 +9,7 @@ import pytest
 
 from relay.errors import RemoteError
 from relay.rooms import gaps
-from relay.rooms.gaps import MAX_ROUNDS, MISSING_ASKED
+from relay.rooms.gaps import MAX_ROUNDS, MISSING_ASKED, note_gaps
 from tests.rooms.village import Home, Village
 
 
@@ -198,6 +198,35 @@ async def test_several_page_back_at_once(village: Village) -> None:
     assert not {event.id for event in said} & set(await two.timeline(room_id, history=False)), "history is no news"
     assert list((await two.room(room_id)).extremities) == list((await one.room(room_id)).extremities)
     await two.agrees_with_its_disk(room_id)
+
+
+async def test_whoever_pages_back_has_the_gaps_filled_that_she_meets(
+    village: Village, pair: tuple[str, Home, Home]
+) -> None:
+    room_id, one, two = pair
+    village.instead[("one.example", "get_missing_events")] = silence
+    lost = []
+    for _ in range(3):
+        lost.append(await one.says("anna", room_id))
+        await village.loses(one, two)
+        after = await one.says("anna", room_id)
+        await village.delivers_all()
+        assert after.id in await two.timeline(room_id), "what follows is there"
+    first, second, third = lost
+    room = await two.room(room_id)
+    assert await two.gaps.backfill(room, 20, 0, first.depth)
+    timeline = await two.timeline(room_id)
+    assert first.id in timeline and second.id not in timeline, "far back what lies far back is asked for"
+    await two.gaps.backfill(room, 20)
+    await two.gaps.backfill(room, 20)
+    assert {each.id for each in lost} <= set(await two.timeline(room_id))
+    # What was taken for missing and has come meanwhile is no gap: asking for it would keep others from being asked for.
+    with two.db.write() as tx:
+        note_gaps(tx, room, [third.id], after)
+    await tx
+    asked = two.wire.asked.count("one.example backfill")
+    assert not await two.gaps.backfill(room, 20)
+    assert two.wire.asked.count("one.example backfill") == asked, "nobody is asked for what is here"
 
 
 async def test_a_redaction_in_the_history_takes_back(village: Village) -> None:
