@@ -97,7 +97,9 @@ async def test_a_message_from_elsewhere_is_hidden_on_every_way_to_read_it(town: 
 
     assert house.server is not None
     cards = await house.server.moderation.proving.disclosures.taken_back(alice.id, room)
-    assert {one["event_id"]: bool(one["content"]) for one in cards} == {said: True, edited: True}, "and can still be proved"
+    assert {one["event_id"]: bool(one["content"]) for one in cards} == {said: True, edited: True}, (
+        "and can still be proved"
+    )
 
     assert (await bob.event(room, said))["content"], "on its own server nothing changed"
     dave = await town.user("dave@three")
