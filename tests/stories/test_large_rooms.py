@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import aiohttp
+import pytest
 
+from federation.client import Client
 from relay import folder
+from relay.remote import JoinAnswer
+from relay.rooms import afar
 from tests import crowds
 from tests.people import Person, until
 from tests.town import Town, Within
@@ -117,3 +122,50 @@ async def sees_lazily(person: Person, event_id: str) -> bool:
 async def read_lazily(person: Person, room: str, reader: Person, event_id: str) -> bool:
     await person.syncs(filter=LAZY)
     return person.receipts[room].get((reader.id, "m.read")) == event_id
+
+
+async def test_servers_that_come_to_light_get_what_was_said_before(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever lets us in may leave a server out of those that it names: until the members are known, nobody here tells it
+    anything."""
+    one, two, three = [await town.relay(name) for name in ("one", "two", "three")]
+    anna, ben, carl = await town.users("anna@one", "ben@two", "carl@three")
+    room = await anna.creates_room(name="a large hall", preset="public_chat")
+    await carl.joins(room, one.name)
+    assert await anna.notices(lambda: anna.membership(room, carl) == "join")
+    monkeypatch.setattr(afar, "MANY_MEMBERS", 2)
+    send_join = Client.send_join
+
+    async def forgetful(*ask: Any, **how: Any) -> JoinAnswer:
+        answer = await send_join(*ask, **how)
+        assert answer.members_omitted and three.name in answer.servers
+        return dataclasses.replace(answer, servers=[one.name])
+
+    monkeypatch.setattr(Client, "send_join", forgetful)
+    busy = Busy(two)
+    await ben.syncs(filter=LAZY)
+    await ben.joins(room, one.name)
+    assert await carl.notices(lambda: carl.membership(room, ben) == "join"), "carl's relay hears of him by the other"
+    phone = await ben.on_another_device()
+    await phone.calls("POST", "/_matrix/client/v3/keys/upload", {"device_keys": device_keys(phone)})
+    said = [await ben.sends(room), await phone.sends(room)]
+    assert await anna.sees(said[-1])
+    await carl.syncs()
+    assert busy.refused and not carl.has(said[0]), "of a server that nobody named nothing is known yet"
+    carl.devices_changed.clear()
+    busy.over = True
+    town.clock.forward(minutes=1)
+    assert await carl.sees(said[0], within=30) and await carl.sees(said[1]), "then it gets what was said meanwhile"
+    assert await carl.notices(lambda: ben.id in carl.devices_changed), "and that somebody has another device"
+    queried = await carl.calls("POST", "/_matrix/client/v3/keys/query", {"device_keys": {ben.id: []}})
+    assert phone.device in queried["device_keys"][ben.id], "whose keys are to be had"
+
+
+def device_keys(person: Person) -> Any:
+    keys = {f"{kind}:{person.device}": "A" * 43 for kind in ("curve25519", "ed25519")}
+    return {
+        "user_id": person.id,
+        "device_id": person.device,
+        "algorithms": ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"],
+        "keys": keys,
+        "signatures": {person.id: {f"ed25519:{person.device}": "A" * 86}},
+    }
