@@ -14,9 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from cryptography import x509
-from cryptography.x509.oid import NameOID
-
 CONNECT_SECONDS = 10.0
 _UNSYNCHRONISED = 0x40
 
@@ -86,6 +83,10 @@ async def _what_is_wrong(address: str, port: int, tls_name: str, bad: ssl.SSLCer
 
 
 def _read(certificate: bytes, outcome: Outcome, why: str = "") -> Look:
+    # Loaded here: 2 MB of memory that a relay needs only while its operator asks for the doctor.
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
     try:
         read = x509.load_der_x509_certificate(certificate)
     except ValueError:

@@ -10,13 +10,13 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from hashlib import sha256
 from importlib import resources
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from aiohttp import web
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from relay.clock import DAY, HOUR, MINUTE, SECOND, Clock
@@ -24,6 +24,9 @@ from relay.errors import ApiError, Forbidden
 from relay.pages.forms import TOKEN_FIELD, Form, parse, require_ours, token_for
 from relay.pages.visits import APPEAL, COOKIE, LIFETIME_MS, Visit, Visits
 from relay.web import Answer, Function, Request
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 Who = Literal["anybody", "signed in", "appeal", "moderator"]
 Page = Callable[[Request, Visit], Awaitable[Answer]]
@@ -85,16 +88,23 @@ class Frame:
         self.is_moderator: Callable[[str], Awaitable[bool]] | None = None
         self.menu: list[Entry] = []
         self._static = _read_static()
-        self._templates = Environment(
+
+    # --- pages
+
+    @cached_property
+    def _templates(self) -> Environment:
+        # Loaded with the first page that somebody opens: 2 MB of memory that a relay without one does not need.
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
+        templates = Environment(
             loader=PackageLoader("relay.pages"), autoescape=True, undefined=StrictUndefined, auto_reload=False,
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
-        self._templates.filters.update(
+        templates.filters.update(
             when=when, day=day, lines=lines, amount_of_time=amount_of_time, until=self._until, due=self._due
         )
-        self._templates.globals.update(static=self._address, server_name=server_name)
-
-    # --- pages
+        templates.globals.update(static=self._address, server_name=self.server_name)
+        return templates
 
     def open_to(self, who: Who, page: Page) -> Function:
         """A route's function: finds the visit, sends to the sign-in where one is needed, shows refusals as pages."""
