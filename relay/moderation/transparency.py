@@ -44,7 +44,10 @@ def _figures(query: Query, begin: int, end: int) -> dict[str, Any]:
     proofs = sum(number for name, number in disclosures.items() if name != "undisclosed")
     good = disclosures.get("verified", 0) + disclosures.get("verified_remote", 0)
     first = query.all(
-        f"SELECT d.decided_ts, c.created_ts, c.due_ts, d.automated FROM decisions d JOIN cases c ON c.case_id = d.case_id "
+        "SELECT d.decided_ts, c.created_ts, c.due_ts, d.automated, c.sort_ts < c.due_ts, "
+        "EXISTS (SELECT 1 FROM decided_measures m WHERE m.decision_id = d.decision_id), "
+        "EXISTS (SELECT 1 FROM decisions a WHERE a.case_id = d.case_id AND a.verdict = 'reversed') "
+        "FROM decisions d JOIN cases c ON c.case_id = d.case_id "
         f"WHERE {decided} AND d.verdict IS NULL AND c.kind <> 'direct'",
         begin,
         end,
@@ -72,7 +75,8 @@ def _figures(query: Query, begin: int, end: int) -> dict[str, Any]:
         "proofs_valid_share": _share(good, proofs),
         "decisions": len(first),
         "decided_by_machine_share": _share(sum(1 for row in first if row[3]), len(first)),
-        "late": sum(1 for decided_ts, _, due_ts, _ in first if decided_ts > due_ts),
+        "late": sum(1 for decided_ts, _, due_ts, *_ in first if decided_ts > due_ts),
+        "flags": _of_flags([(bool(flagged), bool(acted), bool(undone)) for *_, flagged, acted, undone in first]),
         "measures": _counts(
             query,
             "SELECT m.measure, count(*) FROM decided_measures m JOIN decisions d ON d.decision_id = m.decision_id "
@@ -81,12 +85,28 @@ def _figures(query: Query, begin: int, end: int) -> dict[str, Any]:
             end,
         ),
         "hours_to_first_look": _hours([row[0] for row in touched]),
-        "hours_to_decision": _hours([decided_ts - created_ts for decided_ts, created_ts, _, _ in first]),
+        "hours_to_decision": _hours([decided_ts - created_ts for decided_ts, created_ts, *_ in first]),
         "appeals": int(query.value("SELECT count(*) FROM appeals WHERE filed_ts >= $1 AND filed_ts < $2", begin, end)),
         "appeals_answered": dict(verdicts),
         "overturned_share": _share(verdicts.get("reversed", 0), answered),
         "open_at_present": _counts(
             query, "SELECT category, count(*) FROM cases WHERE is_open = 1 AND duplicate_of IS NULL GROUP BY category"
+        ),
+    }
+
+
+def _of_flags(decided: Sequence[tuple[bool, bool, bool]]) -> dict[str, Any]:
+    """How good the flags are, by what people decided: (flagged, a measure was taken, it was taken back on appeal). People
+    look at every case, flagged or not, so nothing has to be sampled. A flag moves a case up, so its place tells."""
+    flagged = [one for one in decided if one[0]]
+    acted = [one for one in decided if one[1]]
+    return {
+        "flagged": len(flagged),
+        "flagged_acted_share": _share(sum(1 for one in flagged if one[1]), len(flagged)),
+        "others_acted_share": _share(len(acted) - sum(1 for one in flagged if one[1]), len(decided) - len(flagged)),
+        "acted_flagged_share": _share(sum(1 for one in acted if one[0]), len(acted)),
+        "flagged_overturned_share": _share(
+            sum(1 for one in flagged if one[1] and one[2]), sum(1 for one in flagged if one[1])
         ),
     }
 

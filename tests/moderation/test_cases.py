@@ -99,6 +99,10 @@ async def test_a_report_reaches_the_moderators_and_is_decided_and_objected_to(to
     assert not audit["findings"] and audit["counts"]["events: the relay's own notices"] >= 6
     figures = await mod.asks("GET", "transparency/" + _month(town))
     assert (figures["reports"], figures["decisions"], figures["overturned_share"]) == (1, 1, 1.0)
+    assert figures["flags"] == {
+        "flagged": 0, "flagged_acted_share": None, "others_acted_share": 1.0, "acted_flagged_share": 0.0,
+        "flagged_overturned_share": None,
+    }  # fmt: skip
 
     # The room of the moderators holds how far the log has come, and hears of a restored backup.
     held = await hears(mod.person, "Audit log up to row")

@@ -16,6 +16,7 @@ from relay.moderation.flags import (
     WRONG_ACCOUNTS,
 )
 from relay.moderation.signs import Kept, Names, Share, Usual, Window
+from relay.moderation.transparency import _of_flags
 from tests.moderation.test_actions import SAFETY, moderators, takes
 from tests.people import Person, path, until
 from tests.town import PASSWORD, Town
@@ -107,6 +108,21 @@ def test_what_is_usual_is_not_odd_and_a_wave_is(seed: int) -> None:
     assert highest < 6, "an even stream stays within a few deviations"
     wave = max(usual.add(now + step * SECOND) for step in range(120))
     assert wave > 4 and wave > highest, "a sudden crowd does not"
+
+
+def test_how_good_flags_are_is_told_by_what_people_decided() -> None:
+    """(flagged, a measure was taken, it was taken back)"""
+    decided = [
+        (True, True, False),
+        (True, True, True),
+        (True, False, False),
+        (False, True, True),
+        (False, False, False),
+    ]
+    assert _of_flags(decided) == {
+        "flagged": 3, "flagged_acted_share": 0.667, "others_acted_share": 0.5, "acted_flagged_share": 0.667,
+        "flagged_overturned_share": 0.5,
+    }  # fmt: skip
 
 
 def test_counters_are_bounded_and_hold_no_names() -> None:
