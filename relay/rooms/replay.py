@@ -1,8 +1,8 @@
 """What came into a room since it was joined in part, put on the whole state: each event judged again, each state recorded anew.
 
 The states since are small differences from each other, so that much stays as it was: only the first is written whole. An
-event that the whole state does not allow becomes a rejected one, and what builds on it stands without it. Runs under the
-room's lock; what it finds is written by the caller, at once.
+event that the whole state does not allow becomes a rejected one, and what builds on it stands without it; one that was
+refused before stays refused. Runs under the room's lock; what it finds is written by the caller, at once.
 """
 
 from __future__ import annotations
