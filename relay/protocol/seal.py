@@ -293,6 +293,10 @@ def is_ciphertext(content: object) -> bool:
     )
 
 
+# The state that Draupnir and Mjolnir write into their management room: the settings of a protection.
+TOOL_SETTINGS = frozenset({"org.matrix.mjolnir.setting"})
+
+
 class Seal:
     """The table at one level. `allow` is the config's `privacy.allow`; a type without a row raises ValueError."""
 
@@ -310,6 +314,10 @@ class Seal:
         self.clear_rooms = frozenset(clear_rooms)
         rows = {type: row for type, row in ROOM_EVENTS.items() if level != "strict" or row.rule != PROFILE}
         self._rows = rows | {type: OPTIONAL_EVENTS[type] for type in allowed}
+
+    def clear_in(self, room_id: str, type: str, is_state: bool) -> bool:
+        """Whether `privacy.clear_rooms` lets this stand there as it is: messages, and where a tool keeps its settings."""
+        return room_id in self.clear_rooms and (not is_state or type in TOOL_SETTINGS)
 
     def leaves_out(self, type: str) -> bool:
         """Whether createRoom drops this part of the request instead of refusing: the room profile at `strict`."""

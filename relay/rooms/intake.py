@@ -94,7 +94,7 @@ class Intake:
             event = events.redacted(event)
         redacts = event.redacts
         decision = self._seal.incoming(event).decision
-        if decision == "keep" or (not event.is_state and event.room_id in self._seal.clear_rooms):
+        if decision == "keep" or self._seal.clear_in(event.room_id, event.type, event.is_state):
             return Taken(event, 0, redacts)
         kept = events.redacted(event)
         return Taken(kept, STUB if decision == "stub" else 0, redacts)

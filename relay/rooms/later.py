@@ -195,7 +195,7 @@ class Later(Part):
         for event_id, version, raw in _all(query):
             event = events.load(bytes(raw), event_id, version)
             rule = self._seal.rule(event.type, event.state_key, event.content)
-            if rule is None and not event.is_state and event.room_id in self._seal.clear_rooms:
+            if rule is None and self._seal.clear_in(event.room_id, event.type, event.is_state):
                 rule = "readable in a room of privacy.clear_rooms"
             if rule is None:
                 findings.append(Finding("waiting_events", event_id, "readable content in an event that waits"))
@@ -207,7 +207,7 @@ class Later(Part):
         changed = 0
         for event_id, version, raw in _all(query):
             event = events.load(bytes(raw), event_id, version)
-            if not event.is_state and event.room_id in self._seal.clear_rooms:
+            if self._seal.clear_in(event.room_id, event.type, event.is_state):
                 continue
             if self._seal.rule(event.type, event.state_key, event.content) is None:
                 query.run(

@@ -36,7 +36,7 @@ def reseal(query: Query, seal: Seal, is_own: Callable[[Query, str, str, object],
             one = stored(row, VERSIONS[row[WIDTH]])
             if is_own is not None and is_own(query, one.event.sender, one.event.type, one.event.content):
                 continue
-            if not one.event.is_state and one.event.room_id in seal.clear_rooms:
+            if seal.clear_in(one.event.room_id, one.event.type, one.event.is_state):
                 continue
             if seal.rule(one.event.type, one.event.state_key, one.event.content) is None:
                 marks = one.marks if one.event.is_state else one.marks | STUB

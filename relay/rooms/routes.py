@@ -226,7 +226,7 @@ class RoomsPart(Part):
                 if rule is None and self.is_own is not None and self.is_own(query, sender, event_type, content):
                     _count(counts, "events: the relay's own notices", 1)
                     continue
-                if rule is None and state_key is None and room_id in self._clear_rooms:
+                if rule is None and self._seal.clear_in(room_id, event_type, state_key is not None):
                     _count(counts, "events: readable in a room of privacy.clear_rooms", 1)
                     continue
                 if rule is None:

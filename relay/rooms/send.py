@@ -148,7 +148,7 @@ class Sender:
         if redacts is not None and not (self._seal.open and is_old_event_id(redacts)) and not is_event_id(redacts):
             # Not only a mistake: what stands here is kept in clear.
             raise InvalidParam("What is to be taken back is named by its event ID, which begins with '$'.")
-        if sealed and (state_key is not None or room_id not in self._seal.clear_rooms):
+        if sealed and not self._seal.clear_in(room_id, type, state_key is not None):
             content = self._seal.outgoing(type, state_key, content)
         if state_key is not None:
             await self.adopt(type, content)

@@ -55,6 +55,11 @@ const steps = (given) => [
     await client.sendNotice(given.management, "Draupnir is there.");
     const heard = await until("a command of the moderator", () => said.find(({ event }) => event.content?.body === "!draupnir status"));
     must(heard.room === given.management, "the command comes in the management room");
+    const setting = { notificationRoomID: given.management };
+    await client.sendStateEvent(given.management, "org.matrix.mjolnir.setting", "PolicyChangeNotification", setting);
+    const kept = await client.getRoomStateEvent(given.management, "org.matrix.mjolnir.setting", "PolicyChangeNotification");
+    must(kept.notificationRoomID === given.management, "a protection's settings are kept there");
+    await refused(client.sendStateEvent(given.management, "org.example.other", "", { words: "x" }));
   }],
   ["policy list", async () => {
     given.list = await client.createRoom({

@@ -59,6 +59,11 @@ async def test_draupnirs_commands(town: Town, workshop: Path) -> None:
     file.write_text(file.read_text() + f"privacy: {{clear_rooms: ['{management}']}}\n")
     await house.restart()
 
+    # Draupnir does not start without power in its management room, where it keeps the settings of its protections.
+    levels: Any = await admin.calls("GET", path("rooms", management, "state", "m.room.power_levels", ""))
+    levels["users"] = {**levels.get("users", {}), bot.id: 100}
+    await admin.calls("PUT", path("rooms", management, "state", "m.room.power_levels", ""), levels)
+
     room = await alice.creates_room(with_=[mallory, reporter])
     reported, secret, message = [await mallory.sends(room) for _ in range(3)]
     bad = await mallory.creates_room()
