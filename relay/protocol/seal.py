@@ -178,6 +178,8 @@ ROOM_EVENTS: dict[str, Row] = {
         for prefix in ("m.policy.rule", "m.room.rule", "org.matrix.mjolnir.rule")
         for of in ("user", "room", "server")
     },
+    # The short name by which Draupnir's and Mjolnir's commands call a list; without it they can make none.
+    "org.matrix.mjolnir.shortcode": _state(shortcode=_WORD),
     "m.call.member": _CALL_MEMBER,
     "org.matrix.msc3401.call.member": _CALL_MEMBER,
     "m.rtc.member": _RTC_MEMBER,
@@ -293,10 +295,6 @@ def is_ciphertext(content: object) -> bool:
     )
 
 
-# The state that Draupnir and Mjolnir write into their management room: the settings of a protection.
-TOOL_SETTINGS = frozenset({"org.matrix.mjolnir.setting"})
-
-
 class Seal:
     """The table at one level. `allow` is the config's `privacy.allow`; a type without a row raises ValueError."""
 
@@ -316,8 +314,8 @@ class Seal:
         self._rows = rows | {type: OPTIONAL_EVENTS[type] for type in allowed}
 
     def clear_in(self, room_id: str, type: str, is_state: bool) -> bool:
-        """Whether `privacy.clear_rooms` lets this stand there as it is: messages, and where a tool keeps its settings."""
-        return room_id in self.clear_rooms and (not is_state or type in TOOL_SETTINGS)
+        """Whether `privacy.clear_rooms` lets it stand there as it is: messages, and the settings of Draupnir's protections."""
+        return room_id in self.clear_rooms and (not is_state or type == "org.matrix.mjolnir.setting")
 
     def leaves_out(self, type: str) -> bool:
         """Whether createRoom drops this part of the request instead of refusing: the room profile at `strict`."""

@@ -65,6 +65,7 @@ const steps = (given) => [
     given.list = await client.createRoom({
       preset: "public_chat", name: "a list", room_alias_name: "bans",
       creation_content: { type: "support.feline.policy.lists.msc.v1" },
+      initial_state: [{ type: "org.matrix.mjolnir.shortcode", state_key: "", content: { shortcode: "bans" } }],
     });
     await client.setAccountData("org.matrix.mjolnir.watched_lists", { references: [given.list] });
     must((await client.getAccountData("org.matrix.mjolnir.watched_lists")).references[0] === given.list, "it is remembered");
