@@ -52,8 +52,8 @@ PATIENCE_SECONDS = 5.0
 # How long what lies before a gap waits for the members of a room that was joined a moment ago.
 WHOLE_SECONDS = 20.0
 MAX_UNFILLED = 2_000
-# Beyond every depth.
-END = 2**62
+NOT_GIVEN = (200, 403, 404)  # by a server that answers
+END = 2**62  # beyond every depth
 
 # What was missing when the event was looked at may have got its place since.
 _NOTE_GAP = (
@@ -356,17 +356,18 @@ class Gaps:
             for event_id in missing:
                 try:
                     pdus.append(await self._remote.event(server, event_id))
-                except RemoteError:
+                except RemoteError as error:
+                    if error.status not in NOT_GIVEN:
+                        raise  # A state with holes, only because a wire broke, would judge what follows differently for ever.
                     log.info("an event of the state is not to be had", event_id=event_id, server=server)
             if pdus:
                 await self.keep_outliers(room, await self._intake.take(pdus, room.version, room.room_id))
 
         def entries(query: Query) -> StateMap:
             found: StateMap = {}
+            sql = "SELECT type, state_key, nid, marks, room_nid FROM events WHERE event_id = $1"
             for event_id in state_ids:
-                row = query.one(
-                    "SELECT type, state_key, nid, marks, room_nid FROM events WHERE event_id = $1", event_id
-                )
+                row = query.one(sql, event_id)
                 if row is not None and row[1] is not None and not row[3] & REJECTED and row[4] == room.nid:
                     found[(row[0], row[1])] = (event_id, row[2])
             return found

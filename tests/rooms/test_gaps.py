@@ -200,6 +200,19 @@ async def test_several_page_back_at_once(village: Village) -> None:
     await two.agrees_with_its_disk(room_id)
 
 
+async def test_a_wire_that_breaks_leaves_no_hole_in_the_state(village: Village, pair: tuple[str, Home, Home]) -> None:
+    room_id, one, two = pair
+    await one.sets("anna", room_id, "m.room.name", {"name": "Studio"})
+    for _ in range(MISSING_ASKED * MAX_ROUNDS):
+        await one.says("anna", room_id)
+    await village.loses(one, two)
+    last = await one.says("anna", room_id)
+    village.instead[("one.example", "get_missing_events")] = village.instead[("one.example", "event")] = silence
+    await two.receives("one.example", room_id, last)
+    assert (await two.state(room_id)).get(("m.room.name", "")) is None
+    assert last.id not in await two.timeline(room_id), "it waits, rather than be judged by half a state"
+
+
 async def test_whoever_pages_back_has_the_gaps_filled_that_she_meets(
     village: Village, pair: tuple[str, Home, Home]
 ) -> None:
