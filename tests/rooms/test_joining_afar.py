@@ -12,6 +12,8 @@ from relay.errors import ApiError, RemoteError
 from relay.rooms.store import REJECTED
 from tests.rooms.village import Home, Village
 
+PATIENCE_SECONDS = 120.0
+
 
 async def two_homes(village: Village) -> tuple[Home, Home]:
     return await village.home("one.example"), await village.home("two.example")
@@ -22,7 +24,8 @@ async def silence(target: str, content: object) -> dict[str, Any]:
 
 
 async def same_members(room_id: str, *homes: Home) -> None:
-    rooms = [await home.room(room_id) for home in homes]
+    # Those of a large one may still be on their way.
+    rooms = [await home.rooms.whole(room_id, PATIENCE_SECONDS) or await home.room(room_id) for home in homes]
     assert all(room.members == rooms[0].members for room in rooms), "they know the same people"
     assert all(dict(room.state) == dict(rooms[0].state) for room in rooms), "and the same state"
 
