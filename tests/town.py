@@ -73,13 +73,15 @@ class Clock:
 
 # Below what the system gives to outgoing connections: a relay that is down keeps its port, and nobody takes it meanwhile.
 PORTS = range(12_000, 32_000)
-# Test runs beside this one begin elsewhere.
-_ports = itertools.islice(itertools.cycle(PORTS), random.randrange(len(PORTS)), None)
+# Each worker of a test run has ports of its own; other test runs on this machine begin elsewhere.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_own = PORTS[int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _workers :: _workers]
+_ports = itertools.islice(itertools.cycle(_own), random.randrange(len(_own)), None)
 
 
 def free_port() -> int:
     """A port that nobody has, and that this process has not given out for a long time."""
-    for port in itertools.islice(_ports, len(PORTS)):
+    for port in itertools.islice(_ports, len(_own)):
         with socket.socket() as sock:
             try:
                 sock.bind(("127.0.0.1", port))
