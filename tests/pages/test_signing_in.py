@@ -21,7 +21,8 @@ async def test_a_person_signs_in_and_out(town: Town, browsers: Browsers) -> None
     await reader.page.keyboard.press("Enter")
     await reader.page.get_by_text("The user name or the password is wrong").wait_for()
     assert await reader.page.get_by_label("User name").input_value() == "alice", "her name need not be typed again"
-    assert await reader.page.evaluate("document.activeElement.name") == "password", "and she can go on typing"
+    # She can go on typing: a browser moves to the field that asks for it when the page is drawn.
+    await reader.page.wait_for_function("document.activeElement.name === 'password'")
     await reader.signs_in(alice)
     assert await reader.reads(f"You are signed in as {alice.id}")
     await reader.shows("home")
