@@ -185,8 +185,11 @@ class Apart(House):
             try:
                 async with self.town.http.get(f"{self.url}/_matrix/client/versions") as answer:
                     if answer.status == 200:
+                        # Its listeners are opened one after the other.
+                        _, writer = await asyncio.open_connection("127.0.0.1", self.federation_port)
+                        writer.transport.abort()
                         return
-            except aiohttp.ClientError:
+            except (aiohttp.ClientError, OSError):
                 await asyncio.sleep(0.02)
         raise AssertionError(f"the relay did not start:\n{self.log.read_text()[-3000:]}")
 
