@@ -69,8 +69,8 @@ def destinations(event: Event, servers: Set[str], server_name: str) -> set[str]:
     """Who gets an event: the servers in the room, and the one whose user it puts out. An invite reaches its target by a
     request of its own."""
     going = set(servers)
-    if event.membership in ("leave", "ban") and event.state_key:
-        going.add(server_of(event.state_key))
+    if (out := _put_out(event)) is not None:
+        going.add(out)
     going.discard(server_name)
     going.discard(event.server)
     return going
@@ -148,12 +148,12 @@ class CatchUp:
 
 def concerns(event: Event, server: str, *, there: bool) -> bool:
     """Whether one server gets an event: as `destinations` says, where it is known whether it was `there`."""
-    if event.server == server:
-        return False
-    puts_out = (
-        event.membership in ("leave", "ban") and bool(event.state_key) and server_of(event.state_key or "") == server
-    )
-    return there or puts_out
+    return event.server != server and (there or _put_out(event) == server)
+
+
+def _put_out(event: Event) -> str | None:
+    """The server whose user it puts out."""
+    return server_of(event.state_key) if event.membership in ("leave", "ban") and event.state_key else None
 
 
 def _ours(query: Query, log: EventLog, after: int, upto: int) -> tuple[list[Logged], int]:

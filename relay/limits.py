@@ -15,18 +15,22 @@ from relay.errors import LimitExceeded
 MAX_BUCKETS = 50_000
 
 
-def place_of(address: str) -> str:
-    """Whose requests are counted together: an IPv4 address, and of IPv6 the /56 that one connection to the internet gets, since
-    whoever has it has all the addresses in it."""
+def parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """One that is IPv4 in the form of IPv6 is IPv4. None where a proxy tells something else."""
     try:
         one = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return address
+        return None
+    return one.ipv4_mapped or one if isinstance(one, ipaddress.IPv6Address) else one
+
+
+def place_of(address: str) -> str:
+    """Whose requests are counted together: an IPv4 address, and of IPv6 the /56 that one connection to the internet gets, since
+    whoever has it has all the addresses in it."""
+    one = parsed(address)
     if isinstance(one, ipaddress.IPv6Address):
-        if one.ipv4_mapped is not None:
-            return str(one.ipv4_mapped)
         return str(ipaddress.IPv6Network((one, 56), strict=False))
-    return str(one)
+    return address if one is None else str(one)
 
 
 class Rate(Protocol):

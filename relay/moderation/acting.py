@@ -12,8 +12,8 @@ from relay.accounts.moderated import Moderated
 from relay.accounts.users import Users
 from relay.clock import Clock
 from relay.db import Database, Tx
-from relay.moderation.actions import OPERATOR, Actions
-from relay.moderation.acts import MEASURES, Act
+from relay.moderation.actions import Actions
+from relay.moderation.acts import MEASURES, OPERATOR, Act
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.doorkeeping import Doorkeeping
 from relay.moderation.moderator_keys import ModeratorKeys

@@ -34,7 +34,7 @@ from relay.moderation.act_rows import (
     row_of,
     still_waiting,
 )
-from relay.moderation.acts import HASH, MEASURES, Act, Outcome, checked
+from relay.moderation.acts import HASH, MEASURES, OPERATOR, Act, Outcome, checked
 from relay.moderation.persons import Persons
 from relay.moderation.restrictions import (
     HIDDEN,
@@ -61,7 +61,6 @@ ASKED_KEPT_MS = 7 * DAY
 DONE_KEPT_MS = 7 * DAY
 LOOK_EVERY_SECONDS = 60.0
 MAX_WAITING = 1_000
-OPERATOR = "operator"
 
 Beside = Callable[[Tx], None]
 

@@ -14,6 +14,9 @@ from relay.clock import DAY
 from relay.errors import Forbidden, InvalidParam, MissingParam
 from relay.ids import is_event_id, is_opaque, is_room_id, is_server_name, is_user_id
 
+# Who acts on the command line.
+OPERATOR = "operator"
+
 TargetKind = Literal["user", "event", "media", "room", "server"]
 
 MACHINE_MAX_MS = DAY

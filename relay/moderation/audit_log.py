@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from relay.clock import HOUR, Clock, rest
 from relay.db import Database, Query, Tx
+from relay.moderation.acts import OPERATOR
 from relay.part import Part
 from relay.protocol.canonical import encode, from_base64, to_base64
 from relay.protocol.signing import SigningKey, sign_json
@@ -202,7 +203,7 @@ class AuditLog(Part):
 
         tx.call(destroy)
 
-    async def introduce_signer(self, actor: str = "operator") -> str:
+    async def introduce_signer(self, actor: str = OPERATOR) -> str:
         """Another key signs from now on. The row that says so carries signatures of both. Returns the key's name."""
         now = self._clock.now()
 

@@ -17,6 +17,7 @@ from relay.clock import DAY, Clock
 from relay.db import Database, Query, Tx
 from relay.errors import ApiError, InvalidParam, NotFound
 from relay.moderation import envelope
+from relay.moderation.acts import OPERATOR
 from relay.moderation.envelope import Envelope, TooFewKeys
 from relay.moderation.moderator_keys import ModeratorKeys, Records
 from relay.part import Part
@@ -31,7 +32,6 @@ MAX_UNWRAPPED = 200
 SWEEP_EVERY_SECONDS = 600.0
 REMOVED_WAIT = DAY
 
-OPERATOR = "operator"
 
 _KEPT = "until the case's retention is over"
 

@@ -14,6 +14,7 @@ from collections import Counter, deque
 
 from relay.clock import DAY, HOUR, SECOND, Clock
 from relay.errors import LimitExceeded
+from relay.limits import parsed
 
 OF_ONE_NETWORK = 10
 OF_ONE_WHILE_BUSY = 2
@@ -68,12 +69,7 @@ class FormLimits:
 
 def network_of(address: str) -> str:
     """Those who share it are taken for one: a home, a phone company's customers."""
-    try:
-        one = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return UNTOLD
-    if isinstance(one, ipaddress.IPv6Address) and one.ipv4_mapped is not None:
-        one = one.ipv4_mapped
-    if not one.is_global:
+    one = parsed(address)
+    if one is None or not one.is_global:
         return UNTOLD
     return str(ipaddress.ip_network((one, 24 if one.version == 4 else 56), strict=False))

@@ -13,13 +13,13 @@ from typing import Any
 from relay.db import Database
 from relay.errors import ApiError, InvalidParam, NotAllowed, NotFound, RemoteError
 from relay.ids import is_server_name
+from relay.moderation.acts import OPERATOR
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.own_rooms import OwnRooms
 from relay.moderation.policy_lists import EFFECTS, IGNORE, PolicyLists
 from relay.rooms.members import Members
 from relay.rooms.rooms import Rooms
 
-OPERATOR = "operator"
 MAX_VIA = 10
 
 # The room that an ID or an alias means, and servers that may help to get in.

@@ -9,13 +9,13 @@ from relay.db import Database
 from relay.errors import InvalidParam, NotFound
 from relay.moderation import audit_check, statements
 from relay.moderation import case_rules as rules
+from relay.moderation.acts import OPERATOR
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.case_rows import Case
 from relay.moderation.cases import Cases
 from relay.moderation.decisions import Decisions
 from relay.moderation.safety_api import SafetyApi
 
-OPERATOR = "operator"
 MAX_LISTED = 10_000
 
 

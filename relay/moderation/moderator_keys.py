@@ -22,6 +22,7 @@ from relay.db import Database, Query, Tx
 from relay.errors import Forbidden, InvalidParam, NotFound
 from relay.ids import is_user_id
 from relay.moderation import envelope, key_list
+from relay.moderation.acts import OPERATOR
 from relay.moderation.envelope import Recipient
 from relay.moderation.key_list import BadList, KeyList, Listed
 from relay.part import Part
@@ -328,7 +329,7 @@ class ModeratorKeys(Part):
         }
 
     async def _change(self, statement: dict[str, Any]) -> dict[str, Any]:
-        after = await self.take(statement, "operator")
+        after = await self.take(statement, OPERATOR)
         return {"seq": after.seq, "digest": after.digest}
 
     async def _answered(self, key_id: str, answer: str) -> None:

@@ -8,10 +8,10 @@ directory. Spec: client-server-api/#moderation-policy-lists.
 from __future__ import annotations
 
 import hashlib
-from base64 import b64encode
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from relay.protocol.canonical import to_base64
 from relay.protocol.globs import Glob, compile_glob
 
 Kind = Literal["user", "room", "server"]
@@ -77,7 +77,7 @@ def _host(server_name: str) -> str:
 
 
 def _hash(entity: str) -> str:
-    return b64encode(hashlib.sha256(entity.encode()).digest()).decode().rstrip("=")
+    return to_base64(hashlib.sha256(entity.encode()).digest())
 
 
 def _hash_in(content: dict[str, Any]) -> str | None:

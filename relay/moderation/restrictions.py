@@ -18,6 +18,7 @@ from relay.ids import split_server_name
 from relay.part import Part
 from relay.protocol.event import Event
 from relay.protocol.globs import Glob, compile_glob
+from relay.rooms.rooms import CLOSED
 from relay.tables import Schema, Table
 
 SERVER_BLOCK, SERVER_ALLOW, ROOM_BLOCK = "server_block", "server_allow", "room_block"
@@ -203,9 +204,7 @@ class RestrictionDoors(OpenDoors):
 
     async def _require_room(self, room_id: str) -> None:
         if self._restrictions.closes(room_id):
-            raise Forbidden(
-                "The moderators of this server have closed this room. Ask them if you think that is a mistake."
-            )
+            raise Forbidden(CLOSED)
 
     async def invite(self, sender: str, target: str, room_id: str) -> None:
         await self._require_room(room_id)

@@ -112,7 +112,11 @@ class Gaps:
         built_on = frozenset(event.prev_events)
         loop = asyncio.get_running_loop()
         until = loop.time() + PATIENCE_SECONDS
-        while lacking := await self._lacking(room, event):
+        while True:
+            missing = await self._unplaced(room, event.prev_events)
+            lacking = missing or await self._unknown(room, event.auth_events)
+            if not lacking:
+                return None
             others = {self._under_way[e] for e in lacking if e in self._under_way}
             if not others or (left := until - loop.time()) <= 0:
                 break
@@ -121,25 +125,20 @@ class Gaps:
                 if gap is not None and built_on_too == built_on:
                     await self._cited(origin, room, event)
                     return gap
-        if not lacking:
-            return None
         outcome: asyncio.Future[tuple[frozenset[str], Gap | None]] = loop.create_future()
         mine = [e for e in lacking if self._under_way.setdefault(e, outcome) is outcome]
         gap = None
         try:
-            gap = await self._fetched(origin, room, event, receiver)
+            gap = await self._fetched(origin, room, event, missing, receiver)
             return gap
         finally:
             for event_id in mine:
                 del self._under_way[event_id]
             outcome.set_result((built_on, gap))
 
-    async def _lacking(self, room: Room, event: Event) -> list[str]:
-        """What has to be fetched first for an event."""
-        return await self._unplaced(room, event.prev_events) or await self._unknown(room, event.auth_events)
-
-    async def _fetched(self, origin: str, room: Room, event: Event, receiver: Receiver) -> Gap | None:
-        missing = await self._unplaced(room, event.prev_events)
+    async def _fetched(
+        self, origin: str, room: Room, event: Event, missing: Sequence[str], receiver: Receiver
+    ) -> Gap | None:
         if not missing:
             await self._cited(origin, room, event)
             return None

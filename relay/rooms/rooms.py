@@ -29,6 +29,7 @@ MAX_ROOMS_LOADED = 1_000
 ARRIVAL_SECONDS = 20.0
 # How long somebody waits for the members of a large room that was joined a moment ago.
 COMPLETION_SECONDS = 60.0
+CLOSED = "The moderators of this server have closed this room. Ask them if you think that is a mistake."
 STILL_COMING = "This room is large and its members are still being fetched from other servers. Try again in a minute."
 
 OnMembership = Callable[[Room, str, str | None, str, int], None]
@@ -78,9 +79,7 @@ class Rooms:
 
     def require_open(self, room_id: str) -> None:
         if self.is_closed(room_id):
-            raise Forbidden(
-                "The moderators of this server have closed this room. Ask them if you think that is a mistake."
-            )
+            raise Forbidden(CLOSED)
 
     # --- joins under way
 

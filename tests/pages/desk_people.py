@@ -47,6 +47,14 @@ async def opens_evidence(reader: Reader) -> None:
     await reader.page.locator("#opened .opened").first.wait_for()
 
 
+async def opens_case(reader: Reader, moderator: Person, secret: ModeratorSecret, case_id: str) -> None:
+    """In a new browser, from her sign-in to the opened evidence."""
+    await reader.signs_in(moderator, "/_relay/desk/keys")
+    await puts_key_in(reader, secret)
+    await reader.goes_to(f"/_relay/desk/case/{case_id}")
+    await opens_evidence(reader)
+
+
 async def notice_link(person: Person, which: str) -> str:
     """The newest link of this kind in her notice room."""
     found: list[str] = []

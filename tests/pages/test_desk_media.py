@@ -19,7 +19,7 @@ from relay.moderation.disclosure_form import KEY, Item, item_json
 from relay.moderation.envelope import Envelope
 from tests.moderation.sessions import Session, b64
 from tests.pages.browsers import Browsers
-from tests.pages.desk_people import has_keys, makes_moderator, opens_evidence, puts_key_in, reports
+from tests.pages.desk_people import has_keys, makes_moderator, opens_case, opens_evidence, puts_key_in, reports
 from tests.people import Json, Person
 from tests.town import ROOT, Town
 
@@ -118,10 +118,7 @@ async def test_a_file_elsewhere_is_fetched_by_hand_and_a_lying_relay_is_seen(tow
 
     reader = await browsers.open()
     page = reader.page
-    await reader.signs_in(alice, "/_relay/desk/keys")
-    await puts_key_in(reader, secret)
-    await reader.goes_to(f"/_relay/desk/case/{case.case_id}")
-    await opens_evidence(reader)
+    await opens_case(reader, alice, secret, case.case_id)
     await page.get_by_text("Checked again in this browser: this text is exactly").wait_for()
     assert await reader.reads(f"is the word of its own server, {server}"), "what nobody here can check is said"
     shown = page.locator("#opened .said").first

@@ -10,7 +10,7 @@ from typing import Any
 from tests.moderation.browser import chromium
 from tests.moderation.sessions import b64
 from tests.pages.browsers import Browsers
-from tests.pages.desk_people import PASSPHRASE, has_keys, makes_moderator, opens_evidence, puts_key_in, reports
+from tests.pages.desk_people import PASSPHRASE, has_keys, makes_moderator, opens_case, reports
 from tests.town import ROOT, Town
 
 TAG = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -74,10 +74,7 @@ async def test_hostile_evidence_runs_nowhere_and_hides_nothing(town: Town, brows
 
     reader = await browsers.open()
     page = reader.page
-    await reader.signs_in(alice, "/_relay/desk/keys")
-    await puts_key_in(reader, secret)
-    await reader.goes_to(f"/_relay/desk/case/{case.case_id}")
-    await opens_evidence(reader)
+    await opens_case(reader, alice, secret, case.case_id)
     await page.get_by_text("the last one").first.wait_for()
     assert await page.title() != "owned"
     tags = await page.evaluate("() => [...document.querySelectorAll('#opened *')].map((one) => one.localName)")
