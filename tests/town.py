@@ -22,7 +22,7 @@ from typing import Any
 import aiohttp
 
 from relay import config, folder
-from relay.clock import HOUR, MINUTE, SECOND
+from relay.clock import DAY, HOUR, MINUTE, SECOND
 from relay.config import Listener
 from relay.server import Server
 from scripts.certificates import Authority
@@ -69,6 +69,10 @@ class Clock:
         self._ahead_s += seconds + (minutes * MINUTE + hours * HOUR) / SECOND
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
+
+    def to_the_next_day(self) -> None:
+        """Just after midnight UTC: for stories of an hour that must lie within one day."""
+        self.forward(seconds=(DAY - self.now() % DAY) / SECOND + 1)
 
 
 # Below what the system gives to outgoing connections: a relay that is down keeps its port, and nobody takes it meanwhile.
