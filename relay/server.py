@@ -260,6 +260,7 @@ class Server:
         afar = Afar(db, rooms, appender, intake, remote, key)
         partial_joins = PartialJoins(db, clock, rooms, appender, intake, remote)
         afar.on_partial = partial_joins.begin
+        partial_joins.keep_for_later = later.keep_all
         members = Members(
             db, rooms, appender, sender, seal, doors, profiles, afar, receiver,
             clear_rooms=settings.privacy.clear_rooms, local_user_exists=local_user_exists,

@@ -193,13 +193,23 @@ class Appender:
         self._insert(tx, room, one)
         return one
 
-    def set_aside(self, tx: Tx, room: Room, event: Event, *, nid: int, state_after: int | None, marks: int) -> Stored:
+    def set_aside(
+        self,
+        tx: Tx,
+        room: Room,
+        event: Event,
+        *,
+        nid: int,
+        state_after: int | None,
+        marks: int,
+        redacts: str | None = None,
+    ) -> Stored:
         """A rejected or soft-failed event: later ones may cite it, nobody is shown it.
 
         Spec: server-server-api/#rejection, #soft-failure. A soft-failed one keeps its state for resolution.
         """
         self.begins(tx, room)
-        one = Stored(event, nid, None, room.nid, state_after, marks)
+        one = Stored(event, nid, None, room.nid, state_after, marks, redacts=redacts)
         self._insert(tx, room, one)
         return one
 

@@ -2,18 +2,19 @@
 
 The room's whole state before the join comes from the server that let us in, or from another one in the room. Then every event
 since is judged once more, by states that are whole, and the states recorded after them are written anew: what the partial
-state let pass and the whole one does not is taken out of sight. It goes on after a restart. Spec: MSC3902.
+state let pass and the whole one does not is taken out of sight, what it refused wrongly comes in. It goes on after a restart.
+Spec: MSC3902.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
 from relay.clock import Clock
-from relay.db import ChainBroken, Database, Query
+from relay.db import ChainBroken, Database, Query, Tx
 from relay.errors import ApiError, Forbidden, RemoteError
 from relay.ids import server_of
 from relay.part import Part
@@ -21,7 +22,7 @@ from relay.remote import Remote
 from relay.rooms import partial as partial_joins
 from relay.rooms import store
 from relay.rooms.append import PUT_MEMBERSHIP, Appender
-from relay.rooms.intake import Intake
+from relay.rooms.intake import Intake, Taken
 from relay.rooms.partial import Partial
 from relay.rooms.replay import Replay, Replayed
 from relay.rooms.room import CREATE, Room
@@ -57,6 +58,8 @@ class PartialJoins(Part):
         self._more = asyncio.Event()
         self._slots = asyncio.Semaphore(AT_ONCE)
         self.on_completed: list[OnCompleted] = []
+        # Gives events their places that rise, in the caller's write; set by the server (`later.py`).
+        self.keep_for_later: Callable[[Tx, str, Sequence[Taken]], None] | None = None
 
     def begin(self, room_id: str) -> None:
         """Somebody of ours joined this room a moment ago."""
@@ -175,7 +178,9 @@ class PartialJoins(Part):
         with self._db.write(chain=room.room_id) as tx:
             tx.failed(lambda: self._rooms.drop(room))
             pos = tx.pos()
-            replayed.write(tx, room.nid, partial.pos)
+            replayed.write(tx, room, partial.pos)
+            if self.keep_for_later is not None:
+                self.keep_for_later(tx, room.room_id, replayed.risen)
             tx.many(PUT_MEMBERSHIP, [(*row, pos, pos, int(self._is_local(row[1]))) for row in rows])
             partial_joins.completed(tx, room.nid, pos)
             tx.ring(tuple(room.local_joined), room.room_id)

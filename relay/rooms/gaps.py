@@ -243,6 +243,7 @@ class Gaps:
                     asks += 1
                     gap = Gap(await self._state_before(origin, room, earlier), lacking)
                 await self._cited(origin, room, earlier)
+                found[earlier.id].cited = event.server in room.servers
                 await receiver.place(origin, room.room_id, found[earlier.id], gap)
             except RemoteError:
                 log.info("an earlier event could not be placed", event_id=earlier.id, server=origin)

@@ -41,13 +41,15 @@ FEW = 100
 @dataclass(slots=True)
 class Taken:
     """An event fit to be judged. `marks` is STUB where nobody here may see it; `redacts` what a redaction takes back, which
-    its kept form may no longer say; `objection` what the room's policy server has against it, once it was looked at."""
+    its kept form may no longer say; `objection` what the room's policy server has against it, once it was looked at;
+    `cited` whether somebody who is in the room is known to have built on it."""
 
     event: Event
     marks: int = 0
     redacts: str | None = None
     looked_at: bool = False
     objection: str | None = None
+    cited: bool = False
 
 
 class Intake:

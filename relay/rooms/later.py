@@ -15,7 +15,7 @@ from typing import Protocol
 import structlog
 
 from relay.clock import DAY, HOUR, MINUTE, SECOND, Clock, rest
-from relay.db import Database, Query, Row
+from relay.db import Database, Query, Row, Tx
 from relay.errors import ApiError, Forbidden, RemoteError
 from relay.part import Finding, Part
 from relay.protocol import event as events
@@ -45,7 +45,7 @@ _LIFE = "until it found its place or was refused, three days at most"
 class Places(Protocol):
     """`receive.py`."""
 
-    async def place(self, origin: str, room_id: str, taken: Taken) -> Verdict: ...
+    async def place(self, origin: str, room_id: str, taken: Taken, *, again: bool) -> Verdict: ...
 
 
 class Later(Part):
@@ -98,20 +98,31 @@ class Later(Part):
             log.info("too many events wait for what they build on", origin=origin, event_id=taken.event.id)
             return False
         waiting[origin] += 1
-        event, now = taken.event, self._clock.now()
+        now = self._clock.now()
         try:
             with self._db.write() as tx:
-                tx.run(
-                    "INSERT INTO waiting_events (event_id, room_id, origin, json, marks, redacts, came_ts, wait_ms, retry_ts) "
-                    "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (event_id) DO NOTHING",
-                    event.id, room_id, origin, event.raw, taken.marks, taken.redacts, now, FIRST_WAIT, now + FIRST_WAIT,
-                )  # fmt: skip
+                tx.run(_KEEP, *_row(origin, room_id, taken, now, now + FIRST_WAIT))
             await tx
         except ApiError:
             self._waiting = None
             raise
         self._news.set()
         return True
+
+    def keep_all(self, tx: Tx, room_id: str, given: Sequence[Taken]) -> None:
+        """In the caller's write: they are tried at once, in this order. How many there may be is the caller's business."""
+        now = self._clock.now()
+        rows = [
+            _row(taken.event.server, room_id, taken, now, now - len(given) + number)
+            for number, taken in enumerate(given)
+        ]
+        tx.many(_KEEP, rows)
+
+        def told() -> None:
+            self._waiting = None  # counted anew
+            self._news.set()
+
+        tx.after(told)
 
     def heard_from(self, server: str) -> None:
         """It can be asked again, perhaps."""
@@ -127,13 +138,17 @@ class Later(Part):
     async def run(self) -> None:
         while True:
             self._news.clear()
-            await self._counted()
-            heard, self._heard = self._heard, set()
-            rows = await self._db.read(_due, self._clock.now(), sorted(heard))
-            for row in rows:
-                await self._try(row)
-            if len(rows) < MAX_AT_ONCE:
+            if await self._try_some() < MAX_AT_ONCE:
                 await self._rest()
+
+    async def _try_some(self) -> int:
+        """Those that are due; how many they were."""
+        await self._counted()
+        heard, self._heard = self._heard, set()
+        rows = await self._db.read(_due, self._clock.now(), sorted(heard))
+        for row in rows:
+            await self._try(row)
+        return len(rows)
 
     async def _rest(self) -> None:
         """Until the next is due, or there is news."""
@@ -152,7 +167,7 @@ class Later(Part):
             return
         taken = Taken(events.load(bytes(raw), event_id, room.version), marks, redacts)
         try:
-            await self._receiver.place(origin, room_id, taken)
+            await self._receiver.place(origin, room_id, taken, again=True)
         except (RemoteError, Forbidden):
             # Also where the server has been shut out since: what breaks off here would be begun again with the same event.
             wait = min(LONGEST_WAIT, 2 * wait_ms)
@@ -216,6 +231,17 @@ class Later(Part):
                 )  # fmt: skip
                 changed += 1
         return changed
+
+
+_KEEP = (
+    "INSERT INTO waiting_events (event_id, room_id, origin, json, marks, redacts, came_ts, wait_ms, retry_ts) "
+    "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (event_id) DO NOTHING"
+)
+
+
+def _row(origin: str, room_id: str, taken: Taken, now: int, retry_ts: int) -> tuple[object, ...]:
+    event = taken.event
+    return event.id, room_id, origin, event.raw, taken.marks, taken.redacts, now, FIRST_WAIT, retry_ts
 
 
 def _due(query: Query, now: int, heard: Sequence[str]) -> list[Row]:

@@ -26,7 +26,7 @@ from relay.rooms.intake import Intake, Taken
 from relay.rooms.room import CREATE, POWER_LEVELS, Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.state import Known, StateMap
-from relay.rooms.store import AFTER_GAP, LOCAL, REJECTED, SOFT_FAILED, STUB, Key, Stored
+from relay.rooms.store import AFTER_GAP, IN_PART, LOCAL, REJECTED, SOFT_FAILED, STUB, Key, Stored
 
 log = structlog.get_logger("receive")
 
@@ -264,7 +264,8 @@ class Receiver:
                 if facts.placed:
                     return _ACCEPTED, None
             log.info("refused an event", event_id=event.id, outcome=verdict.outcome, rule=verdict.rule)
-            if verdict.outcome == "rejected" and not facts.cited and event.server not in room.servers:
+            cited = facts.cited or taken.cited or facts.nid is not None
+            if verdict.outcome == "rejected" and not cited and event.server not in room.servers:
                 # Nobody who is in the room can have built on it: it costs an outsider's server no space here.
                 return verdict, None
             return verdict, self._set_aside(room, taken, verdict, at, facts, gap)
@@ -383,6 +384,8 @@ class Receiver:
         """Spec: server-server-api/#rejection, #soft-failure. The state after a rejected event is the one before it."""
         event = taken.event
         mark = REJECTED if verdict.outcome == "rejected" else SOFT_FAILED
+        if room.partial is not None and verdict.rule.startswith("6/"):
+            mark |= IN_PART
         nid = facts.nid if facts is not None else None
         with self._db.write(chain=room.room_id) as tx:
             self._appender.begins(tx, room)
@@ -392,9 +395,11 @@ class Receiver:
                 state_after = state.derive(tx, room.nid, at.before, at.near).nid
             else:
                 state_after = self._state_after(tx, room, event, at, number)
-            self._appender.set_aside(tx, room, event, nid=number, state_after=state_after, marks=taken.marks | mark)
+            self._appender.set_aside(
+                tx, room, event, nid=number, state_after=state_after, marks=taken.marks | mark, redacts=taken.redacts
+            )
             close_gap(tx, room, event)
-            if gap is not None and mark == SOFT_FAILED:
+            if gap is not None and mark & SOFT_FAILED:
                 # Where it was made it counts, and what lies before it may be reached by no other way.
                 note_gaps(tx, room, gap.missing, event)
         return tx

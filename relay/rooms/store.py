@@ -28,6 +28,7 @@ GONE = 64  # redacted, and its ciphertext no longer kept
 RIM_KEPT = 128  # of a GONE one: nothing but its content was taken away
 AFTER_GAP = 256  # what it builds on was not all here when it came: a /sync timeline begins anew with it
 WITHHELD = 512  # hidden from people of ours by a moderator: they get the redacted form, other servers the event (withholding.py)
+IN_PART = 1024  # of a SOFT_FAILED one: refused by a state without its members, to be asked again once they are known
 
 Key = tuple[str, str]
 

@@ -10,9 +10,9 @@ import pytest
 
 from relay.errors import ApiError, Forbidden
 from relay.protocol.event import Event
-from relay.rooms import afar, gaps, rooms
+from relay.rooms import afar, gaps, replay, rooms
 from relay.rooms.room import Room
-from relay.rooms.store import REJECTED
+from relay.rooms.store import IN_PART, REJECTED, SOFT_FAILED
 from tests.rooms.village import Home, Village
 
 
@@ -214,6 +214,115 @@ async def test_a_banned_person_is_not_heard_for_long(village: Village) -> None:
     assert room.members == (await one.room(room_id)).members and room.members[three.user("mallory")] == "ban"
     assert await two.receives("three.example", room_id, lie) == {lie.id: None}, "and it does not come again"
     assert lie.id not in await two.timeline(room_id)
+
+
+async def kicked_by_a_banned_person(village: Village) -> tuple[Home, Home, Home, str, Event, Event]:
+    """Mallory's old join lets her kick gail, by what two.example knows of the room: (one, two, three, room, the kick, gail)."""
+    one, two, three = [await village.home(f"{name}.example") for name in ("one", "two", "three")]
+    room_id = await one.creates("anna", name="a large hall")
+    await one.joins("gail", room_id)
+    await three.joins("mallory", room_id, "one.example")
+    await village.delivers_all()
+    levels = await (await one.room(room_id)).content("m.room.power_levels")
+    await one.sets("anna", room_id, "m.room.power_levels", {**levels, "users": {three.user("mallory"): 50}})
+    await village.delivers_all()
+    old = await (await three.room(room_id)).event("m.room.member", three.user("mallory"))
+    gail = await (await one.room(room_id)).event("m.room.member", one.user("gail"))
+    assert old is not None and gail is not None
+    await one.members.ban(one.user("anna"), room_id, three.user("mallory"))
+    await village.delivers_all()
+    two.patient = True
+    await two.joins("ben", room_id, "one.example")
+    await village.delivers_all([one, two])
+    kick = await three.forges(
+        "mallory", room_id, type="m.room.member", content={"membership": "leave"}, state_key=one.user("gail"),
+        after=list((await two.room(room_id)).extremities),
+        cites={("m.room.member", three.user("mallory")): old, ("m.room.member", one.user("gail")): gail},
+    )  # fmt: skip
+    chains = [
+        await one.answers("two.example", "GET", f"/_matrix/federation/v1/event_auth/{room_id}/{one_of.id}", b"")
+        for one_of in (old, gail)
+    ]
+
+    async def authorises(target: str, content: Any) -> dict[str, Any]:
+        return {"auth_chain": [*chains[0]["auth_chain"], *chains[1]["auth_chain"], old.pdu, gail.pdu]}
+
+    village.instead["three.example", "event_auth"] = authorises
+    assert await two.receives("three.example", room_id, kick) == {kick.id: None}
+    assert kick.id in await two.timeline(room_id), "by what is known it is good"
+    return one, two, three, room_id, kick, gail
+
+
+async def test_what_was_refused_for_want_of_the_members_comes_in_with_them(village: Village) -> None:
+    one, two, _, room_id, kick, gail = await kicked_by_a_banned_person(village)
+    her = {("m.room.member", one.user("gail")): gail}
+    before = next(iter(kick.prev_events))
+    over = await two.says("ben", room_id)
+    await village.delivers_all([one, two])
+    assert over.prev_events == (kick.id,) and over.id in await one.timeline(room_id), (
+        "who does not know better builds on it, and is heard where it was refused"
+    )
+    onto = await one.forges("gail", room_id, after=[kick], cites=her)
+    more = await one.forges("gail", room_id, after=[onto], cites=her)
+    beside = await one.forges("gail", room_id, after=[before], cites=her)
+    topic = await one.forges("anna", room_id, type="m.room.topic", content={"topic": "tea"}, state_key="", after=[onto])
+    refused = [onto, more, beside]
+    for event in (*refused, topic):
+        assert await one.receives("one.example", room_id, event) == {event.id: None}
+        await two.receives("one.example", room_id, event)
+    marks = [(await two.row(event.id)).marks for event in refused]
+    assert marks == [REJECTED, REJECTED, SOFT_FAILED | IN_PART], "she was kicked, as far as is known"
+    assert topic.id in await two.timeline(room_id)
+
+    assert await two.completes(room_id)
+    await two.gives_places()
+    here = await two.timeline(room_id)
+    assert all(event.id in here for event in refused), "they are heard after all"
+    assert kick.id not in here and topic.id in here
+    assert [(await two.row(event.id)).marks for event in refused] == [0, 0, 0]
+    assert await two.count("SELECT count(*) FROM waiting_events") == 0, "and nothing waits any more"
+    assert await two.count("SELECT count(*) FROM gaps WHERE event_id IN ($1, $2)", onto.id, more.id) == 0
+    await same(room_id, one, two)
+    assert set((await two.room(room_id)).extremities) == set((await one.room(room_id)).extremities)
+    said = await two.says("ben", room_id)
+    await village.delivers_all([one, two])
+    assert said.id in await one.timeline(room_id)
+    await same(room_id, one, two)
+
+
+async def test_the_room_does_not_go_on_from_what_turned_out_to_be_refused(village: Village) -> None:
+    one, two, _, room_id, kick, _ = await kicked_by_a_banned_person(village)
+    assert set((await two.room(room_id)).extremities) == {kick.id}
+    assert await two.completes(room_id)
+    assert (
+        set((await two.room(room_id)).extremities)
+        == set(kick.prev_events)
+        == set((await one.room(room_id)).extremities)
+    )
+    await same(room_id, one, two)
+
+
+async def test_what_is_refused_by_the_whole_room_too_stays_refused(village: Village) -> None:
+    one, two, _, room_id, kick, gail = await kicked_by_a_banned_person(village)
+    topic = await one.forges("gail", room_id, type="m.room.topic", content={"topic": "mine"}, state_key="",
+                               after=[next(iter(kick.prev_events))], cites={("m.room.member", one.user("gail")): gail})  # fmt: skip
+    assert await two.receives("one.example", room_id, topic) != {topic.id: None}
+    assert await two.completes(room_id)
+    await two.gives_places()
+    assert (await two.row(topic.id)).marks == REJECTED, "she has no power"
+    assert topic.id not in await two.timeline(room_id)
+
+
+async def test_only_so_many_refused_events_are_asked_again(village: Village, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "MAX_RISEN", 2)
+    one, two, _, room_id, kick, gail = await kicked_by_a_banned_person(village)
+    her = {("m.room.member", one.user("gail")): gail}
+    refused = [await one.forges("gail", room_id, after=[kick], cites=her) for _ in range(4)]
+    await two.receives("one.example", room_id, *refused)
+    assert [(await two.row(event.id)).marks for event in refused] == [REJECTED] * 4
+    assert await two.completes(room_id)
+    await two.gives_places()
+    assert [(await two.row(event.id)).marks for event in refused] == [0, 0, SOFT_FAILED, SOFT_FAILED]
 
 
 async def test_the_rest_comes_after_a_restart_and_from_another_server(village: Village) -> None:

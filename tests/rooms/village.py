@@ -41,6 +41,7 @@ from relay.rooms.completion import PartialJoins
 from relay.rooms.create import Creator
 from relay.rooms.gaps import Gaps
 from relay.rooms.intake import Intake
+from relay.rooms.later import MAX_AT_ONCE, Later
 from relay.rooms.members import Members
 from relay.rooms.receive import Receiver
 from relay.rooms.room import CREATE, Room
@@ -127,6 +128,8 @@ class Home:
         self.sender = Sender(db, rooms, appender, self.seal, self.doors, self.clock, self.key)
         self.afar = Afar(db, rooms, appender, intake, self.remote, self.key)
         self.completing = PartialJoins(db, self.clock, rooms, appender, intake, self.remote)
+        self.later = Later(db, self.clock, rooms, self.receiver, self.seal)
+        self.completing.keep_for_later = self.later.keep_all
         self.afar.on_partial = self._completes
         # Whether the members of rooms that were joined without them are fetched at once.
         self.patient = False
@@ -162,6 +165,11 @@ class Home:
     async def completes(self, room_id: str) -> bool:
         """One attempt to fetch the members of a room that was joined without them."""
         return await self.completing._attempt(room_id)
+
+    async def gives_places(self) -> None:
+        """To events that wait for theirs."""
+        while await self.later._try_some() == MAX_AT_ONCE:
+            pass
 
     async def rests(self) -> None:
         for task in list(self._tasks):
@@ -312,7 +320,7 @@ class Village:
 
     async def home(self, name: str) -> Home:
         home = self.homes[name] = Home(self, name, self.folder / name)
-        await home.db.open([SCHEMA], name)
+        await home.db.open([SCHEMA, Later.schema], name)
         await home.rooms.open()
         return home
 
