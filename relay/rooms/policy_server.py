@@ -94,14 +94,19 @@ class PolicyServers:
         return policy is not None and not _exempt(event) and not _holds(policy, event)
 
     async def signed(self, room: Room, event: Event, seconds: float | None = None) -> Event:
-        """An event of ours with the signature that it needs, before it is sent. Raises ApiError: what the policy server said,
-        or that it can't be asked. The caller does not hold `room.lock`, or gives it few `seconds`."""
+        """An event of ours with the signature that it needs, before it is sent; somebody's own leave goes without, too. Raises
+        ApiError: what the policy server said, or that it can't be asked. The caller does not hold `room.lock`, or gives it
+        few `seconds`."""
         policy = await self.of(room)
         if policy is None or _exempt(event) or _holds(policy, event):
             return event
         try:
             return await self._ask(policy, event, seconds)
         except RemoteError as error:
+            if _is_leave(event):
+                # Nobody is held in a room by its policy server: here she has left, whatever others make of it.
+                log.info("left without the policy server's signature", room_id=event.room_id, server=policy.name)
+                return event
             if 400 <= error.status < 500 and error.status != 429:
                 # In its own words, but never in those that would end a client's session.
                 errcode = "M_FORBIDDEN" if error.errcode in _OF_SESSIONS else error.errcode
@@ -231,6 +236,10 @@ _EXEMPT = ((STATE_TYPE, ""), (OLD_STATE_TYPE, ""))
 
 def _exempt(event: Event) -> bool:
     return event.key in _EXEMPT
+
+
+def _is_leave(event: Event) -> bool:
+    return event.membership == "leave" and event.state_key == event.sender
 
 
 def _holds(policy: PolicyServer, event: Event) -> bool:

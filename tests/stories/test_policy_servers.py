@@ -81,6 +81,21 @@ async def test_a_policy_server_is_asked_before_and_after(town: Town, office: Off
     assert await bob.sees(await alice.sends(room)), "without one nobody is asked"
 
 
+async def test_nobody_is_held_in_a_room_by_its_policy_server(town: Town, office: Office) -> None:
+    alice, bob, carol, officer = await town.users("alice@one", "bob@one", "carol@one", "officer@three")
+    room = await alice.creates_room(with_=[bob, carol, officer])
+    await alice.sets(room, "m.room.policy", {"via": officer.server, "public_keys": {"ed25519": office.public_key}})
+    office.refusal = Forbidden("Nobody leaves.")
+    asked = len(office.asked)
+    await bob.leaves(room)
+    assert len(office.asked) == asked + 1, "it is asked"
+    assert await alice.notices(lambda: alice.membership(room, bob) == "leave"), "and she leaves, whatever it says"
+    await bob.forgets(room)
+    town.cut("one", "three")
+    await carol.leaves(room)
+    assert await alice.notices(lambda: alice.membership(room, carol) == "leave"), "also when it can't be reached"
+
+
 async def test_the_form_before_1_18_is_understood(town: Town, office: Office) -> None:
     alice, officer = await town.users("alice@one", "officer@three")
     office.old = True
