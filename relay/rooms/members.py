@@ -168,8 +168,11 @@ class Members:
         mine = self._rooms.membership(room_id, user_id)
         if room is None or mine is None:
             raise NotFound("You are not in this room.")
-        if mine in ("leave", "ban"):
-            raise Forbidden("You are not in this room any more.")
+        if mine == "leave":
+            # Who did not hear the answer asks again; what she asks for is so, and the room hears of it once.
+            return
+        if mine == "ban":
+            raise Forbidden("You are banned from this room, so there is nothing to leave. Forget it to see no more of it.")
         if mine == "invite" and self.before_turning_down is not None:
             await self.before_turning_down(user_id, room_id)
         if room.known and (room.local_joined or not room.servers):

@@ -34,6 +34,10 @@ async def test_whoever_leaves_sees_nothing_more_of_the_room(town: Town) -> None:
         "the last thing she sees is that she left"
     )
     assert await bob.does_not_see(after), "what comes later is not hers to see"
+    await bob.leaves(room)
+    await alice.syncs()
+    leaves = [e for e in alice.timeline[room] if e.get("state_key") == bob.id and e["content"]["membership"] == "leave"]
+    assert len(leaves) == 1, "a client that lost the answer asks again: that is well, and nobody hears of it twice"
     refused = await bob.is_refused(bob.sends(room))
     assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN")
     refused = await bob.is_refused(bob.event(room, after))
@@ -66,6 +70,8 @@ async def test_a_kick_and_a_ban_take_somebody_out_without_their_reason(town: Tow
     assert refused.status == 403, "who is banned can't be invited"
     refused = await bob.is_refused(bob.joins(room))
     assert refused.status == 403
+    refused = await bob.is_refused(bob.leaves(room))
+    assert refused.status == 403, "a ban is not left by leaving"
     await alice.unbans(room, bob)
     await alice.invites_to(room, bob)
     await bob.joins(room)
