@@ -8,6 +8,7 @@ Spec: server-server-api/#device-management, #end-to-end-encryption.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
@@ -49,6 +50,8 @@ class RemoteLists(Part):
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # A fetch that began before an update of the same user must not be kept: the update tears up its ticket.
         self._tickets: dict[str, object] = {}
+        # Whose lists are being forgotten, until that is on disk: a client may ask in that very moment.
+        self._doomed: Counter[str] = Counter()
         rooms.on_membership.append(self._take_move)
 
     def edus(self) -> Mapping[str, TakesEdu]:
@@ -67,7 +70,7 @@ class RemoteLists(Part):
         found: dict[str, KeyList] = {}
         missing: dict[str, list[str]] = {}
         for user_id, known in (await self._published.lists(user_ids)).items():
-            if known.held:
+            if self._good(user_id, known):
                 found[user_id] = known
             else:
                 missing.setdefault(server_of(user_id), []).append(user_id)
@@ -93,7 +96,8 @@ class RemoteLists(Part):
             lock = self._locks[server] = asyncio.Lock()
         # Everybody here asks at once when a performer elsewhere has a new device: one of them goes, the others wait.
         async with lock:
-            found = {user_id: known for user_id, known in (await self._published.lists(wanted)).items() if known.held}
+            known = await self._published.lists(wanted)
+            found = {user_id: kept for user_id, kept in known.items() if self._good(user_id, kept)}
             missing = [user_id for user_id in wanted if user_id not in found]
             keep = {user_id: object() for user_id in missing if await self._rooms.local_neighbours(user_id)}
             self._tickets.update(keep)
@@ -114,6 +118,9 @@ class RemoteLists(Part):
                     if self._tickets.get(user_id) is ticket:
                         del self._tickets[user_id]
             return found | fetched
+
+    def _good(self, user_id: str, known: KeyList) -> bool:
+        return known.held and user_id not in self._doomed
 
     async def _user_devices(self, server: str, user_id: str) -> KeyList:
         try:
@@ -202,8 +209,17 @@ class RemoteLists(Part):
         if doomed:
             for who in doomed:
                 self._tickets.pop(who, None)
+            self._doomed.update(doomed)
             with self._db.write() as tx:
                 self._published.forget(tx, doomed)
+                tx.after(lambda: self._forgotten(doomed))
+                tx.failed(lambda: self._forgotten(doomed))
+
+    def _forgotten(self, doomed: set[str]) -> None:
+        self._doomed.subtract(doomed)
+        for who in doomed:
+            if not self._doomed[who]:
+                del self._doomed[who]
 
     async def run(self) -> None:
         """After a crash between a last departure and the forgetting: what nobody shares is dropped now."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -21,7 +22,7 @@ from relay.part import Part
 from relay.remote import Remote
 from relay.rooms import partial as partial_joins
 from relay.rooms import store
-from relay.rooms.append import PUT_MEMBERSHIP, Appender
+from relay.rooms.append import LOG_MEMBERSHIP, PUT_MEMBERSHIP, Appender
 from relay.rooms.intake import Intake, Taken
 from relay.rooms.partial import Partial
 from relay.rooms.replay import Replay, Replayed
@@ -41,6 +42,15 @@ MAX_TRIES = 3
 
 # (the room, servers that nobody told us of, since when they were not sent what they should have got)
 OnCompleted = Callable[[Room, set[str], int], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class _Members:
+    """What is to be corrected in what is known of a room's members."""
+
+    rows: list[tuple[int, str, str, str]] = field(default_factory=list)  # (room, user, membership, event)
+    moved: list[tuple[str, str, str]] = field(default_factory=list)  # (user, what we took her for, what she is)
+    servers: set[str] = field(default_factory=set)  # of those who are joined
 
 
 class PartialJoins(Part):
@@ -173,23 +183,27 @@ class PartialJoins(Part):
         self, room: Room, partial: Partial, replayed: Replayed, before: StateMap, members: dict[str, str]
     ) -> None:
         final = replayed.current.entries
-        rows, servers = await self._db.read(_members_of, room, final, before, members)
-        unheard = servers - room.servers - {self._server_name}
+        found = await self._db.read(_members_of, room, final, before, members)
+        unheard = found.servers - room.servers - {self._server_name}
         with self._db.write(chain=room.room_id) as tx:
             tx.failed(lambda: self._rooms.drop(room))
             pos = tx.pos()
             replayed.write(tx, room, partial.pos)
             if self.keep_for_later is not None:
                 self.keep_for_later(tx, room.room_id, replayed.risen)
-            tx.many(PUT_MEMBERSHIP, [(*row, pos, pos, int(self._is_local(row[1]))) for row in rows])
+            tx.many(PUT_MEMBERSHIP, [(*row, pos, pos, int(self._is_local(row[1]))) for row in found.rows])
+            tx.many(LOG_MEMBERSHIP, [(pos, room.nid, *one) for one in found.moved])
             partial_joins.completed(tx, room.nid, pos)
             tx.ring(tuple(room.local_joined), room.room_id)
 
             def take() -> None:
-                for _, user_id, membership, event_id in rows:
+                for _, user_id, membership, event_id in found.rows:
                     if self._is_local(user_id):
                         one = Membership(membership, event_id, pos, pos, False, room.nid)
                         self._rooms.take_membership(room.room_id, user_id, one)
+                for user_id, was, now in found.moved:
+                    for told in self._rooms.on_membership:
+                        told(room, user_id, was, now, pos)
                 # It is loaded again from what is on disk now.
                 self._rooms.drop(room)
                 self._rooms.take_completion(room.room_id, pos)
@@ -218,15 +232,18 @@ _NOTE_MEMBER = (
 )
 
 
-def _members_of(
-    query: Query, room: Room, entries: StateMap, before: StateMap, members: dict[str, str]
-) -> tuple[list[tuple[int, str, str, str]], set[str]]:
-    """((room, user, membership, event) of the members whose rows say something else than the state, servers of the joined)."""
+def _members_of(query: Query, room: Room, entries: StateMap, before: StateMap, members: dict[str, str]) -> _Members:
     noted = {
         row[0]: (row[1], row[2])
         for row in query.all("SELECT user_id, membership, event_id FROM memberships WHERE room_nid = $1", room.nid)
     }
-    rows, servers = [], set()
+    found = _Members()
+
+    def correct(user_id: str, membership: str, event_id: str) -> None:
+        found.rows.append((room.nid, user_id, membership, event_id))
+        if user_id in noted and noted[user_id][0] != membership:
+            found.moved.append((user_id, noted[user_id][0], membership))
+
     for key, entry in entries.items():
         if key[0] != "m.room.member":
             continue
@@ -236,7 +253,10 @@ def _members_of(
             one = store.by_ids(query, [event_id], room.version).get(event_id)
             membership = (one.event.membership if one is not None else None) or "leave"
         if noted.get(user_id) != (membership, event_id):
-            rows.append((room.nid, user_id, membership, event_id))
+            correct(user_id, membership, event_id)
         if membership == "join":
-            servers.add(server_of(user_id))
-    return rows, servers
+            found.servers.add(server_of(user_id))
+    for user_id, (membership, _) in noted.items():
+        if membership == "join" and ("m.room.member", user_id) not in entries:
+            correct(user_id, "leave", "")  # her join does not hold, and she was never there before
+    return found

@@ -172,7 +172,9 @@ class Members:
             # Who did not hear the answer asks again; what she asks for is so, and the room hears of it once.
             return
         if mine == "ban":
-            raise Forbidden("You are banned from this room, so there is nothing to leave. Forget it to see no more of it.")
+            raise Forbidden(
+                "You are banned from this room, so there is nothing to leave. Forget it to see no more of it."
+            )
         if mine == "invite" and self.before_turning_down is not None:
             await self.before_turning_down(user_id, room_id)
         if room.known and (room.local_joined or not room.servers):

@@ -42,6 +42,21 @@ async def test_a_list_is_fetched_once_and_kept_current_by_updates(house: KeyHous
     assert len(house.elsewhere.asked) == 1, "nothing had to be asked again, not even after a repeated update"
 
 
+async def test_a_list_that_is_being_forgotten_is_given_to_nobody(house: KeyHouse) -> None:
+    alice, room = await _together(house)
+    await alice.queries(BOB)
+    at_once: list[asyncio.Task[Any]] = []
+
+    def asks(*_: object) -> None:
+        at_once.append(asyncio.create_task(house.remote_lists.lists([BOB])))
+
+    house.real_rooms.on_membership.append(asks)
+    await house.moves(room, BOB, "leave")
+    found, _ = await at_once[0]
+    assert set(found[BOB].devices) == {"BOBSPHONE"}
+    assert len(house.elsewhere.asked) == 2, "what was held is asked for anew in the very moment in which Bob left"
+
+
 async def test_a_missed_update_makes_the_list_be_fetched_again(house: KeyHouse) -> None:
     alice, _ = await _together(house)
     await alice.queries(BOB)
