@@ -11,6 +11,7 @@ import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 from urllib.parse import parse_qsl, unquote
 
@@ -46,6 +47,7 @@ MAX_FEDERATION_BODY = 16 * 2**20
 MAX_JSON_DEPTH = 100
 
 MAX_PROXIES = 10
+MAX_DECODED = 2_000
 
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 Auth = Literal["none", "user", "optional", "server"]
@@ -63,6 +65,7 @@ HEADERS = {
     "Access-Control-Expose-Headers": "Content-Disposition, Retry-After",
 }
 JSON_HEADERS = CIMultiDict({**HEADERS, "Content-Type": JSON_TYPE})
+_JSON_HEAD = wire.head_of(JSON_HEADERS)
 
 
 @dataclass(slots=True, frozen=True)
@@ -313,7 +316,13 @@ class Router:
 
 
 def _decoded(segment: str) -> str:
-    return unquote(segment, errors="strict") if "%" in segment else segment
+    return _unquoted(segment) if "%" in segment else segment
+
+
+@lru_cache(MAX_DECODED)
+def _unquoted(segment: str) -> str:
+    """The same rooms and people are named again and again."""
+    return unquote(segment, errors="strict")
 
 
 class _Passing(web.Response):
@@ -382,6 +391,8 @@ class Web:
         if isinstance(result, web.StreamResponse):
             return result
         body = result if isinstance(result, bytes) else orjson.dumps(result)
+        if wire.OnePiece.fits(http, body):
+            return wire.OnePiece(_JSON_HEAD, body)
         return _Passing(body=body, headers=JSON_HEADERS)
 
     async def _call(self, request: Request) -> Answer:
