@@ -12,6 +12,7 @@ import random
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import aiodns
@@ -22,6 +23,7 @@ DNS_TIMEOUT_SECONDS = 3.0
 DNS_TRIES = 2
 MAX_ADDRESSES = 8
 MAX_SRV_RECORDS = 8
+MAX_REMEMBERED = 2_000
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # c-ares: the name has no such record (1), or does not exist (4).
@@ -128,6 +130,7 @@ def _innermost(address: Address) -> Address:
     return address
 
 
+@lru_cache(MAX_REMEMBERED)
 def is_literal(host: str) -> bool:
     try:
         ipaddress.ip_address(host.strip("[]"))

@@ -18,6 +18,7 @@ from yarl import URL
 
 from federation.backoff import Backoff
 from federation.discovery import Discovery, Route
+from federation.exchange import Reply
 from federation.outward import AnswerTooLarge, Outward, read_at_most
 from federation.xmatrix import authorization
 from relay.clock import HOUR, SECOND
@@ -123,7 +124,7 @@ class Connections:
         forced: bool = False,
         signed: bool = True,
         timeout: float | None = None,
-    ) -> aiohttp.ClientResponse:
+    ) -> Reply:
         """An answer with status 200, its body still to be read by the caller, who releases it. Raises RemoteError."""
         if server == self.server_name:
             raise RemoteError(server, 0, "this server does not ask itself")
@@ -145,7 +146,7 @@ class Connections:
         finally:
             answer.release()
 
-    async def fetch(self, url: URL, *, timeout: float) -> aiohttp.ClientResponse:
+    async def fetch(self, url: URL, *, timeout: float) -> Reply:
         """An unsigned request to a plain address that another server named. Raises what aiohttp raises."""
         return await self._outward.request("GET", url, timeout=timeout)
 
@@ -158,7 +159,7 @@ class Connections:
         headers: dict[str, str],
         body: bytes | None,
         timeout: float,
-    ) -> aiohttp.ClientResponse:
+    ) -> Reply:
         reason = "it has no address"
         cause: BaseException | None = None
         for host, port in route.targets[:MAX_TARGETS]:
@@ -179,7 +180,7 @@ class Connections:
         self._backoff.failed(server)
         raise RemoteError(server, 0, reason) from cause
 
-    async def _refusal(self, server: str, answer: aiohttp.ClientResponse) -> RemoteError:
+    async def _refusal(self, server: str, answer: Reply) -> RemoteError:
         status = answer.status
         try:
             body = orjson.loads(await read_at_most(answer, MAX_ERROR_BYTES))
@@ -225,7 +226,7 @@ class Connections:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise RemoteError(server, answer.status, "its answer is not of the form that was asked for") from error
 
-    async def _json(self, server: str, answer: aiohttp.ClientResponse, most_bytes: int) -> dict[str, Any]:
+    async def _json(self, server: str, answer: Reply, most_bytes: int) -> dict[str, Any]:
         body = await self._body(server, answer, most_bytes)
         try:
             value = orjson.loads(body)
@@ -236,7 +237,7 @@ class Connections:
             raise RemoteError(server, answer.status, "its answer is not a JSON object")
         return value
 
-    async def _body(self, server: str, answer: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+    async def _body(self, server: str, answer: Reply, most_bytes: int) -> bytes:
         try:
             if answer.content_type != "application/json":
                 raise RemoteError(server, answer.status, "its answer is not JSON")
@@ -250,7 +251,7 @@ class Connections:
             answer.release()
 
 
-def _retry_after(answer: aiohttp.ClientResponse) -> int:
+def _retry_after(answer: Reply) -> int:
     text = answer.headers.get("Retry-After", "")
     return min(MAX_RETRY_AFTER, int(text) * SECOND) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 

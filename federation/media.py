@@ -16,6 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from federation.connections import Connections, path
+from federation.exchange import Reply
 from relay.errors import NotFound, RemoteError
 from relay.media.routes import LocalMedia
 from relay.media.sending import disposition
@@ -125,14 +126,12 @@ async def fetch(connections: Connections, server: str, media_id: str, most_bytes
         raise
 
 
-async def _second_part(
-    connections: Connections, server: str, answer: aiohttp.ClientResponse, most_bytes: int
-) -> RemoteMedia:
+async def _second_part(connections: Connections, server: str, answer: Reply, most_bytes: int) -> RemoteMedia:
     if answer.content_type != "multipart/mixed":
         raise RemoteError(server, 502, "its answer is not multipart/mixed")
     if answer.content_length is not None and answer.content_length > most_bytes + MAX_METADATA_BYTES:
         raise _too_large(server, most_bytes)
-    reader = aiohttp.MultipartReader.from_response(answer)
+    reader = aiohttp.MultipartReader(answer.headers, answer.content)
     metadata = await reader.next()
     if not isinstance(metadata, aiohttp.BodyPartReader):
         raise RemoteError(server, 502, "its answer has no first part")
@@ -156,7 +155,7 @@ async def _second_part(
 
 
 async def _part_chunks(
-    server: str, answer: aiohttp.ClientResponse, part: aiohttp.BodyPartReader, most_bytes: int
+    server: str, answer: Reply, part: aiohttp.BodyPartReader, most_bytes: int
 ) -> AsyncIterator[bytes]:
     size = 0
     try:
@@ -170,7 +169,7 @@ async def _part_chunks(
     except _BROKEN as error:
         raise RemoteError(server, 502, "the file broke off") from error
     finally:
-        answer.close()
+        answer.release()
 
 
 async def _elsewhere(connections: Connections, server: str, location: str, most_bytes: int) -> RemoteMedia:
@@ -192,7 +191,7 @@ async def _elsewhere(connections: Connections, server: str, location: str, most_
     raise RemoteError(server, 502, "the place it names for the file is never reached")
 
 
-def _plain(server: str, answer: aiohttp.ClientResponse, most_bytes: int) -> RemoteMedia:
+def _plain(server: str, answer: Reply, most_bytes: int) -> RemoteMedia:
     if answer.content_length is not None and answer.content_length > most_bytes:
         answer.close()
         raise _too_large(server, most_bytes)
@@ -204,7 +203,7 @@ def _plain(server: str, answer: aiohttp.ClientResponse, most_bytes: int) -> Remo
     )
 
 
-async def _plain_chunks(server: str, answer: aiohttp.ClientResponse, most_bytes: int) -> AsyncIterator[bytes]:
+async def _plain_chunks(server: str, answer: Reply, most_bytes: int) -> AsyncIterator[bytes]:
     size = 0
     try:
         async for chunk in answer.content.iter_any():

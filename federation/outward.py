@@ -15,6 +15,7 @@ import aiohttp
 from yarl import URL
 
 from federation.addresses import AddressRule, CheckedResolver, Lookups, is_literal
+from federation.exchange import Exchanges, Reply
 from relay.errors import RemoteError
 
 # In use at once; fewer where the process may not have so many files open.
@@ -23,8 +24,6 @@ MAX_CONNECTIONS_PER_TARGET = 16
 KEEP_IDLE_SECONDS = 90.0
 CONNECT_SECONDS = 10.0
 DNS_CACHE_SECONDS = 300
-MAX_HEADER_BYTES = 16 * 1024
-READ_BUFFER_BYTES = 64 * 1024
 
 # Compressed answers are not asked for: a small one can unfold to any size.
 _HEADERS = {"User-Agent": "Sealed-Relay", "Accept-Encoding": "identity"}
@@ -46,7 +45,7 @@ class Outward:
         self._rule = rule
         self._tls = tls
         self._schemes = ("http", "https") if plain else ("https",)
-        self._session: aiohttp.ClientSession | None = None
+        self._exchanges: Exchanges | None = None
 
     async def request(
         self,
@@ -57,7 +56,7 @@ class Outward:
         body: bytes | None = None,
         tls_name: str | None = None,
         timeout: float,
-    ) -> aiohttp.ClientResponse:
+    ) -> Reply:
         """The answer with its body still to be read; the caller releases it. Redirects are the caller's to follow.
 
         Raises aiohttp.ClientError, OSError and TimeoutError. `timeout` bounds everything up to the body's last byte.
@@ -67,19 +66,12 @@ class Outward:
         # aiohttp asks no resolver about a literal, so it is checked here.
         if is_literal(url.host) and not self._rule.allows(url.host):
             raise OSError("this address may not be connected to")
-        return await self._opened().request(
-            method,
-            url,
-            headers=headers,
-            data=body,
-            allow_redirects=False,
-            server_hostname=tls_name,
-            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS),
-        )
+        every = _HEADERS if headers is None else {**_HEADERS, **headers}
+        return await self._opened().request(method, url, every, body, tls_name, timeout)
 
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector = aiohttp.TCPConnector(
+    def _opened(self) -> Exchanges:
+        if self._exchanges is None:
+            pool = aiohttp.TCPConnector(
                 ssl=self._tls,
                 resolver=CheckedResolver(self._lookups, self._rule),
                 ttl_dns_cache=DNS_CACHE_SECONDS,
@@ -87,23 +79,13 @@ class Outward:
                 limit_per_host=MAX_CONNECTIONS_PER_TARGET,
                 keepalive_timeout=KEEP_IDLE_SECONDS,
             )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers=_HEADERS,
-                skip_auto_headers=("Accept", "Content-Type"),
-                auto_decompress=False,
-                trust_env=False,
-                read_bufsize=READ_BUFFER_BYTES,
-                max_line_size=MAX_HEADER_BYTES,
-                max_field_size=MAX_HEADER_BYTES,
-            )
-        return self._session
+            self._exchanges = Exchanges(pool, connect_seconds=CONNECT_SECONDS)
+        return self._exchanges
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._exchanges is not None:
+            await self._exchanges.close()
+            self._exchanges = None
 
 
 def _most_connections() -> int:
@@ -169,10 +151,16 @@ class AnswerTooLarge(Exception):
     """The body is larger than the caller takes."""
 
 
-async def read_at_most(answer: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+async def read_at_most(answer: Reply, most_bytes: int) -> bytes:
     """The whole body. Raises AnswerTooLarge before it reads more."""
     if answer.content_length is not None and answer.content_length > most_bytes:
         raise AnswerTooLarge
+    if answer.content.is_eof():
+        # Mostly it came in one piece with the head.
+        body = answer.content.read_nowait()
+        if len(body) > most_bytes:
+            raise AnswerTooLarge
+        return body
     chunks: list[bytes] = []
     size = 0
     async for chunk in answer.content.iter_any():

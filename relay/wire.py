@@ -90,10 +90,7 @@ class OnePiece(web.StreamResponse):
     @staticmethod
     def fits(http: web.BaseRequest, body: bytes) -> bool:
         return (
-            len(body) <= ONE_PIECE_BYTES
-            and http.version == HttpVersion11
-            and http.keep_alive
-            and http.method != "HEAD"
+            len(body) <= ONE_PIECE_BYTES and http.version == HttpVersion11 and http.keep_alive and http.method != "HEAD"
         )
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import aiohttp
 
+from federation.exchange import Reply
 from relay import config, folder
 from relay.clock import DAY, HOUR, MINUTE, SECOND
 from relay.config import Listener
@@ -144,7 +145,7 @@ class Within(House):
         outward = server.outbox._connections._outward
         request = outward.request
 
-        async def through_the_wire(method: str, url: Any, **rest: Any) -> aiohttp.ClientResponse:
+        async def through_the_wire(method: str, url: Any, **rest: Any) -> Reply:
             if self.town.is_cut(self.nickname, url.port):
                 raise aiohttp.ClientConnectionError("the wire is cut")
             return await request(method, url, **rest)

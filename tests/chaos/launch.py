@@ -10,9 +10,9 @@ import os
 import sys
 from typing import Any
 
-import aiohttp
 from yarl import URL
 
+from federation.exchange import Reply
 from federation.outward import Outward
 from relay.__main__ import main
 from relay.clock import SystemClock
@@ -26,7 +26,7 @@ def off(clock: SystemClock) -> int:
     return now(clock) + int(told["skew_ms"])
 
 
-async def through_the_wire(outward: Outward, method: str, url: URL, **rest: Any) -> aiohttp.ClientResponse:
+async def through_the_wire(outward: Outward, method: str, url: URL, **rest: Any) -> Reply:
     return await request(outward, method, url.with_port(ways.get(url.port or 0, url.port)), **rest)
 
 

@@ -214,7 +214,8 @@ async def test_the_notary_speaks_for_servers_that_are_gone(tmp_path: Path) -> No
         url = f"https://one.test:{one.listening.port}{path}"
 
         answer = await two.outward.request("GET", URL(url), timeout=5.0)
-        body = await answer.json()
+        body = orjson.loads(await answer.read())
+        answer.release()
         assert len(body["server_keys"]) == 1, "what is kept is given on"
         keys = body["server_keys"][0]
         assert set(keys["signatures"]) == {one.name, two.name}, "signed by the server itself and by the notary"
@@ -227,7 +228,8 @@ async def test_the_notary_speaks_for_servers_that_are_gone(tmp_path: Path) -> No
             body=orjson.dumps(asked),
             timeout=5.0,
         )
-        names = {entry["server_name"] for entry in (await answer.json())["server_keys"]}
+        names = {entry["server_name"] for entry in orjson.loads(await answer.read())["server_keys"]}
+        answer.release()
         assert names == {one.name, two.name}, "who never answered is left out"
         many = {"server_keys": {f"s{n}.test": {} for n in range(100)}}
         answer = await two.outward.request(

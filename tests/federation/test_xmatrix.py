@@ -6,12 +6,12 @@ from pathlib import Path
 
 import orjson
 import pytest
-from aiohttp import ClientResponse
 from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
 from federation import xmatrix
+from federation.exchange import Reply
 from federation.xmatrix import authorization, parse, signed_message
 from relay.config import Rate
 from relay.errors import Unauthorized
@@ -100,7 +100,7 @@ def test_what_is_quoted_is_read_back(order: list[str], extra: str, quoted: bool)
 
 async def _ask(one: Neighbour, two: Neighbour, body: bytes, header: str) -> tuple[int, dict[str, object]]:
     url = URL(f"https://127.0.0.1:{two.listening.port}{ECHO}")
-    answer: ClientResponse = await one.outward.request(
+    answer: Reply = await one.outward.request(
         "POST",
         url,
         headers={"Authorization": header, "Content-Type": "application/json"},

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from federation.client import Client
+from federation.exchange import Reply
 from relay import folder
 from relay.remote import JoinAnswer
 from relay.rooms import afar
@@ -40,7 +41,7 @@ class Busy:
         self.refused = 0
         self.over = False
 
-        async def busy(method: str, url: Any, **rest: Any) -> aiohttp.ClientResponse:
+        async def busy(method: str, url: Any, **rest: Any) -> Reply:
             if "/federation/v1/state/" in url.path and not self.over:
                 self.refused += 1
                 raise aiohttp.ClientConnectionError("too busy")

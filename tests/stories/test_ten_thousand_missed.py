@@ -6,10 +6,10 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-import aiohttp
 import orjson
 
 from federation.catch_up import MAX_PER_ROOM
+from federation.exchange import Reply
 from tests.people import Person
 from tests.town import Town, Within
 
@@ -72,7 +72,7 @@ def _listens(house: Within) -> tuple[Counter[str], Counter[str]]:
     outward = house.server.outbox._connections._outward
     request = outward.request
 
-    async def counting(method: str, url: Any, **rest: Any) -> aiohttp.ClientResponse:
+    async def counting(method: str, url: Any, **rest: Any) -> Reply:
         endpoint = url.path.split("/")[4] if url.path.startswith("/_matrix/federation/") else url.path
         if endpoint == "send":
             given.update(event["room_id"] for event in orjson.loads(rest["body"])["pdus"])
