@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relay.db import Query
+from relay.clock import DAY
+from relay.db import Query, Tx
 from relay.moderation.acts import Act, Reasons
 from relay.moderation.restrictions import TakenBack
 from relay.tables import Schema, Table
@@ -125,6 +127,18 @@ def in_state(query: Query, state: int) -> list[WaitingAct]:
     ]
 
 
+def others_shut(query: Query, room_id: str, act_id: str) -> bool:
+    """Whether another act than this one is about to shut the room."""
+    return bool(
+        query.value(
+            "SELECT count(*) FROM waiting_acts WHERE measure = 'shut_room' AND target = $1 AND act_id <> $2 AND state <> $3",
+            room_id,
+            act_id,
+            DONE,
+        )
+    )
+
+
 def still_waiting(act_id: str, becomes: int | None) -> Callable[[Query], None]:
     """The write fails where somebody else was faster. None takes the row away."""
 
@@ -139,3 +153,34 @@ def still_waiting(act_id: str, becomes: int | None) -> Callable[[Query], None]:
             raise TakenBack("Another moderator was faster: this was confirmed or cancelled already.")
 
     return look
+
+
+def put_strike(tx: Tx, act: Act, until: int, now: int) -> None:
+    """Puts the strike, or takes the latest one back."""
+    if act.undo:
+        tx.run(
+            "DELETE FROM strikes WHERE strike_id = (SELECT strike_id FROM strikes WHERE user_id = $1 "
+            "AND ($2 = '' OR case_id = $2) ORDER BY until_ts DESC LIMIT 1)",
+            act.target,
+            act.case_id or "",
+        )
+        return
+    tx.run(
+        "INSERT INTO strikes (strike_id, user_id, given_day, until_ts, reason_code, case_id) VALUES ($1, $2, $3, $4, $5, $6)",
+        secrets.token_urlsafe(12),
+        act.target,
+        now // DAY * DAY,
+        until,
+        act.reason_code,
+        act.case_id,
+    )
+
+
+def strikes_of(query: Query, user_id: str, now: int) -> list[Strike]:
+    rows = query.all(
+        "SELECT strike_id, given_day, until_ts, reason_code, case_id FROM strikes WHERE user_id = $1 AND until_ts > $2 "
+        "ORDER BY given_day, strike_id",
+        user_id,
+        now,
+    )
+    return [Strike(*row) for row in rows]

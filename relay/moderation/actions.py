@@ -1,7 +1,8 @@
 """Every measure against a person, a message, a file, a room or a server, by a moderator, an integration or a rule.
 
 Each is a row of the audit log, in the same write as what it changes. What can't be undone waits: for a second person,
-or, where there is none, for a day in which any moderator can cancel it. What has an end is lifted by `run`.
+or, where there is none, for a day in which any moderator can cancel it. A room that is to be shut is closed meanwhile.
+What has an end is lifted by `run`.
 What the measures are stands in `acts.py`, what they do inside rooms in `room_acts.py`, what is in force in `restrictions.py`.
 """
 
@@ -31,8 +32,11 @@ from relay.moderation.act_rows import (
     Strike,
     WaitingAct,
     in_state,
+    others_shut,
+    put_strike,
     row_of,
     still_waiting,
+    strikes_of,
 )
 from relay.moderation.acts import HASH, MEASURES, OPERATOR, Act, Outcome, checked
 from relay.moderation.persons import Persons
@@ -43,6 +47,7 @@ from relay.moderation.restrictions import (
     MEDIA,
     MEDIA_HASH,
     ROOM_BLOCK,
+    ROOM_SHUTTING,
     SERVER_ALLOW,
     SERVER_BLOCK,
     SHADOW,
@@ -117,6 +122,8 @@ class Actions(Part):
         # In the write of each act that is carried out: webhooks.
         self.on_taken: list[Callable[[Tx, Act], None]] = []
         self._woken = asyncio.Event()
+        # One of those that wait is begun, cancelled or joined by another at a time: the last one for a room opens it again.
+        self._deciding = asyncio.Lock()
 
     # --- taking
 
@@ -144,6 +151,8 @@ class Actions(Part):
         return uploader
 
     async def _require_takeable(self, act: Act) -> None:
+        if act.undo and act.measure == "block_room" and self._is_shutting(act.target, alone=True):
+            raise TakenBack("This room is closed because its shutting waits for a second person. Cancel that instead.")
         if MEASURES[act.measure].target != "user" or act.measure == "redact_all":
             return
         if act.target == act.actor:
@@ -181,10 +190,12 @@ class Actions(Part):
                 self._record(tx, given, None, action=given.measure)
             await tx
 
-    def _record(self, tx: Tx, act: Act, beside: Beside | None, *, action: str | None = None) -> None:
+    def _record(
+        self, tx: Tx, act: Act, beside: Beside | None, *, action: str | None = None, detail: Any = None
+    ) -> None:
         self._audit.record(
             tx, actor=act.actor, action=action or act.word, target=act.target, reason_code=act.reason_code,
-            case_id=act.case_id, automated=act.is_machine,
+            case_id=act.case_id, automated=act.is_machine, detail=detail,
         )  # fmt: skip
         if beside is not None:
             beside(tx)
@@ -197,8 +208,11 @@ class Actions(Part):
         if until is not None and act.is_machine:
             until = await self._not_sooner(act, until)
 
+        # A block that was taken back while a shutting waits opens nothing yet.
+        closed = act.undo and act.measure == "block_room" and self._is_shutting(act.target)
+
         def record(tx: Tx) -> None:
-            self._record(tx, act, beside)
+            self._record(tx, act, beside, detail={"still_closed_by": "shut_room"} if closed else None)
 
         if act.measure in ("suspend", "lock"):
 
@@ -218,7 +232,7 @@ class Actions(Part):
             with self._db.write() as tx:
                 record(tx)
                 if act.measure == "warn":
-                    self._strike(tx, act, until or 0)
+                    put_strike(tx, act, until or 0, self._clock.now())
                 else:
                     self._restrict(tx, act, until)
             await tx
@@ -273,37 +287,8 @@ class Actions(Part):
         else:
             await self.rooms.hide(act.target, keep)
 
-    # --- strikes
-
-    def _strike(self, tx: Tx, act: Act, until: int) -> None:
-        if act.undo:
-            tx.run(
-                "DELETE FROM strikes WHERE strike_id = (SELECT strike_id FROM strikes WHERE user_id = $1 "
-                "AND ($2 = '' OR case_id = $2) ORDER BY until_ts DESC LIMIT 1)",
-                act.target,
-                act.case_id or "",
-            )
-            return
-        tx.run(
-            "INSERT INTO strikes (strike_id, user_id, given_day, until_ts, reason_code, case_id) VALUES ($1, $2, $3, $4, $5, $6)",
-            secrets.token_urlsafe(12),
-            act.target,
-            self._clock.now() // DAY * DAY,
-            until,
-            act.reason_code,
-            act.case_id,
-        )
-
     async def strikes(self, user_id: str) -> list[Strike]:
-        rows = await self._db.read(
-            lambda query: query.all(
-                "SELECT strike_id, given_day, until_ts, reason_code, case_id FROM strikes WHERE user_id = $1 AND until_ts > $2 "
-                "ORDER BY given_day, strike_id",
-                user_id,
-                self._clock.now(),
-            )
-        )
-        return [Strike(*row) for row in rows]
+        return await self._db.read(strikes_of, user_id, self._clock.now())
 
     # --- two persons
 
@@ -325,10 +310,13 @@ class Actions(Part):
                 int(act.erase), now, waiting.due_ts, WAITING, *_reasons_of(act),
             )  # fmt: skip
 
-        with self._db.write() as tx:
-            tx.call(put)
-            self._record(tx, act, beside, action=f"asked.{act.measure}")
-        await tx
+        async with self._deciding:
+            with self._db.write() as tx:
+                tx.call(put)
+                self._record(tx, act, beside, action=f"asked.{act.measure}")
+                if act.measure == "shut_room":
+                    self._close_meanwhile(tx, act)
+            await tx
         self._woken.set()
         for told in self.on_waiting:
             await told(waiting)
@@ -357,10 +345,33 @@ class Actions(Part):
             raise NotFound("Nothing waits under this ID. It was confirmed or cancelled already.")
         _require_not_about(waiting, actor)
         act = replace(waiting.act, actor=actor)
-        with self._db.write() as tx:
-            tx.call(still_waiting(act_id, None))
-            self._record(tx, act, None, action=f"cancelled.{act.measure}")
-        await tx
+        async with self._deciding:
+            last = act.measure == "shut_room" and not await self._db.read(others_shut, act.target, act_id)
+            with self._db.write() as tx:
+                tx.call(still_waiting(act_id, None))
+                self._record(tx, act, None, action=f"cancelled.{act.measure}")
+                if last:
+                    self._open_again(tx, act)
+            await tx
+
+    # --- a room that is to be shut: closed meanwhile
+
+    def _is_shutting(self, room_id: str, *, alone: bool = False) -> bool:
+        """`alone`: nothing else closes it."""
+        if alone and self._restrictions.find(ROOM_BLOCK, room_id) is not None:
+            return False
+        return self._restrictions.find(ROOM_SHUTTING, room_id) is not None
+
+    def _close_meanwhile(self, tx: Tx, act: Act) -> None:
+        """The half that can be taken back is done at once."""
+        if not self._restrictions.closes(act.target):
+            self._record(tx, replace(act, measure="block_room"), None, detail={"until_decided": "shut_room"})
+        self._restrictions.put(tx, ROOM_SHUTTING, act.target, case_id=act.case_id)
+
+    def _open_again(self, tx: Tx, act: Act) -> None:
+        if self._is_shutting(act.target, alone=True):
+            self._record(tx, replace(act, measure="block_room", undo=True), None)
+        self._restrictions.lift(tx, ROOM_SHUTTING, act.target)
 
     async def waiting(self) -> list[WaitingAct]:
         return await self._db.read(in_state, WAITING)
@@ -373,12 +384,13 @@ class Actions(Part):
 
     async def _begin(self, waiting: WaitingAct, actor: str, action: str) -> None:
         """From waiting to being carried out, once."""
-        with self._db.write() as tx:
-            tx.call(still_waiting(waiting.act_id, RUNNING))
-            self._record(tx, replace(waiting.act, actor=actor), None, action=action)
-            for told in self.on_taken:
-                told(tx, waiting.act)
-        await tx
+        async with self._deciding:
+            with self._db.write() as tx:
+                tx.call(still_waiting(waiting.act_id, RUNNING))
+                self._record(tx, replace(waiting.act, actor=actor), None, action=action)
+                for told in self.on_taken:
+                    told(tx, waiting.act)
+            await tx
         self._woken.set()
 
     # --- the loop
@@ -414,6 +426,7 @@ class Actions(Part):
             elif act.measure == "shut_room":
                 with self._db.write() as tx:
                     self._restrictions.put(tx, ROOM_BLOCK, act.target, case_id=act.case_id)
+                    self._restrictions.lift(tx, ROOM_SHUTTING, act.target)
                 await tx
                 gone, stuck = await self.rooms.empty(act.target)
                 done, failed = len(gone), len(stuck)

@@ -22,11 +22,25 @@ from relay.rooms.rooms import CLOSED
 from relay.tables import Schema, Table
 
 SERVER_BLOCK, SERVER_ALLOW, ROOM_BLOCK = "server_block", "server_allow", "room_block"
+# Closed because somebody asked to shut it, until that is decided: apart from a block, which stands or falls by itself.
+ROOM_SHUTTING = "room_shutting"
 MEDIA, MEDIA_HASH = "media", "media_hash"
 SHADOW, KEPT_OUT, SUSPEND, LOCK = "shadow", "kept_out", "suspend", "lock"
 # A message; the mark on its row is what the rooms look at (rooms/withholding.py).
 HIDDEN = "hidden"
-KINDS = (SERVER_BLOCK, SERVER_ALLOW, ROOM_BLOCK, MEDIA, MEDIA_HASH, SHADOW, KEPT_OUT, SUSPEND, LOCK, HIDDEN)
+KINDS = (
+    SERVER_BLOCK,
+    SERVER_ALLOW,
+    ROOM_BLOCK,
+    ROOM_SHUTTING,
+    MEDIA,
+    MEDIA_HASH,
+    SHADOW,
+    KEPT_OUT,
+    SUSPEND,
+    LOCK,
+    HIDDEN,
+)
 
 _LIFE = "until it is lifted, or its time is over"
 
@@ -119,7 +133,7 @@ class Restrictions(Part):
         return one.until_ts is None or one.until_ts > self._clock.now()
 
     def closes(self, room_id: str) -> bool:
-        return self.find(ROOM_BLOCK, room_id) is not None
+        return self.find(ROOM_BLOCK, room_id) is not None or self.find(ROOM_SHUTTING, room_id) is not None
 
     def any(self, kind: str) -> bool:
         return bool(self._of[kind])

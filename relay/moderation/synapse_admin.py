@@ -1,7 +1,7 @@
 """The sixteen operations of Synapse's admin API that Draupnir calls, each put to what this relay does itself.
 
 For administrators only. What can't be undone waits here as well (202 in place of 200); a shadow ban ends after a day; a
-room that is shut is blocked and left by our people, its rows stay. `event_reports` names no reporter and no reason, and
+room that is to be shut is closed at once, and left by our people when that is confirmed; its rows stay. `event_reports` names no reporter and no reason, and
 nothing of the categories `minor` and `ncii`: Draupnir's management room is readable, and may have members elsewhere.
 """
 
@@ -20,7 +20,7 @@ from relay.errors import Forbidden, InvalidParam, MissingParam, NotFound
 from relay.ids import is_room_id
 from relay.moderation.actions import Actions
 from relay.moderation.acts import Act, Outcome
-from relay.moderation.restrictions import ROOM_BLOCK, SHADOW, Restrictions
+from relay.moderation.restrictions import SHADOW, Restrictions
 from relay.part import Part
 from relay.rooms import format
 from relay.rooms.room import CREATE, ENCRYPTION, HISTORY_VISIBILITY, JOIN_RULES, Room
@@ -262,7 +262,7 @@ class SynapseAdmin(Part):
 
     async def _is_blocked(self, request: Request) -> Answer:
         self._admin(request)
-        return {"block": self._restrictions.find(ROOM_BLOCK, request.params["roomId"]) is not None}
+        return {"block": self._restrictions.closes(request.params["roomId"])}
 
     async def _delete(self, request: Request) -> Answer:
         outcome = await self._act(request, "shut_room", request.params["roomId"])

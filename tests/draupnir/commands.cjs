@@ -130,7 +130,7 @@ const steps = (given) => [
     await admin("POST", `v1/deactivate/${e(given.mallory)}`, undefined, { erase: false });
     await admin("DELETE", `v2/rooms/${e(given.bad)}`, null, { block: true });
     await admin("DELETE", `v1/rooms/${e(given.bad)}`, null, { new_room_user_id: given.bot, block: true });
-    must((await admin("GET", `v1/rooms/${e(given.bad)}/block`)).block === false, "nothing is done yet");
+    must((await admin("GET", `v1/rooms/${e(given.bad)}/block`)).block === true, "the room is blocked at once, whatever waits");
   }],
   ["look at rooms", async () => {
     const rooms = await admin("GET", "v1/rooms", { limit: 2 });

@@ -168,12 +168,14 @@ async def test_what_cannot_be_undone_needs_two_persons_or_a_day(town: Town) -> N
     public = await alice.creates_room(preset="public_chat")
     await bob.joins(public)
     asked = await takes(mod, "shut_room", public)
+    assert public not in alice.left and public not in bob.left, "nobody is taken out before the second person agrees"
     await other.calls("POST", f"{SAFETY}/acts/{asked['waits']}/confirm", {})
     assert await until(lambda: alice.notices(lambda: public in alice.left, 1)), "our people leave a room that is shut"
     assert (await bob.is_refused(bob.joins(public))).status == 403
     assert await logged(house) == [
         "asked.redact_all", "asked.deactivate", "cancelled.deactivate", "redact_all",
-        "asked.deactivate", "confirmed.deactivate", "asked.shut_room", "confirmed.shut_room",
+        "asked.deactivate", "confirmed.deactivate", "asked.shut_room", "block_room",
+        "confirmed.shut_room",
     ]  # fmt: skip
 
 

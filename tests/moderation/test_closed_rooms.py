@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.moderation.test_actions import SAFETY, moderators, takes
+import pytest
+
+from relay.clock import DAY
+from relay.moderation.moderator_keys import Moderator
+from tests.moderation.test_actions import SAFETY, logged, moderators, takes
 from tests.people import Person, Refused, path, until
 from tests.town import Town
 
@@ -63,7 +67,9 @@ def ways(
     }
 
 
-async def test_a_closed_room_is_closed_on_every_path(town: Town) -> None:
+@pytest.mark.parametrize("measure", ["block_room", "shut_room"])
+async def test_a_closed_room_is_closed_on_every_path(town: Town, measure: str) -> None:
+    """Shutting waits for a second person: until then the room is blocked."""
     house, [mod] = await moderators(town, "mod")
     alice, dave, erin, zoe = await town.users("alice@one", "dave@one", "erin@one", "zoe@one")
     bob, carol = await town.users("bob@two", "carol@three")
@@ -87,18 +93,77 @@ async def test_a_closed_room_is_closed_on_every_path(town: Town) -> None:
     # Who has come in once cannot be invited or joined by another way again.
     once = {"joining by its address", "an invite", "an invite to elsewhere", "an address"}
     assert await are_open(once) == [], "all this works while nobody has anything against it"
-    await takes(mod, "block_room", room)
+    taken = await takes(mod, measure, room)
     town.clock.forward(minutes=10)  # what others remember of it is over
     still = [name for name, looks in found.items() if await looks()]
     assert still == [], "and none of it when the room is closed"
     sent, answer = await alice.sends(room), await bob.sends(room)
     assert await bob.sees(sent) and await alice.sees(answer), "who is in it goes on: shutting a room is another measure"
     assert await works(bob.leaves(room)), "and may leave"
-    await takes(mod, "block_room", room, undo=True)
+    if measure == "shut_room":
+        await mod.calls("POST", f"{SAFETY}/acts/{taken['waits']}/cancel", {})
+    else:
+        await takes(mod, measure, room, undo=True)
     town.clock.forward(minutes=10)
     assert await are_open({"joining by its address", "an invite", "an invite to elsewhere"}) == [], (
         "it can be opened again"
     )
+
+
+async def test_a_room_that_is_to_be_shut_is_blocked_until_that_is_decided(town: Town) -> None:
+    house, [mod, other] = await moderators(town, "mod", "other")
+    alice, dave = await town.users("alice@one", "dave@one")
+    room, known, left = [await alice.creates_room(preset="public_chat") for _ in range(3)]
+
+    async def decides(asked: dict[str, Any], word: str) -> None:
+        await other.calls("POST", f"{SAFETY}/acts/{asked['waits']}/{word}", {})
+
+    async def is_open(one: str) -> bool:
+        came = await works(dave.joins(one))
+        if came:
+            await dave.leaves(one)
+        return came
+
+    first, second = [await takes(mod, "shut_room", room) for _ in range(2)]
+    await house.restart()
+    assert not await is_open(room), "also after a restart"
+    refused = await mod.is_refused(takes(mod, "block_room", room, undo=True))
+    assert refused.status == 409 and "Cancel that" in refused.text, "what stands by the shutting falls with it"
+    await decides(first, "cancel")
+    assert not await is_open(room), "one of two who asked still waits"
+    await decides(second, "cancel")
+    assert await is_open(room), "nobody wants it shut any more"
+
+    await takes(mod, "block_room", known)
+    await decides(await takes(mod, "shut_room", known), "cancel")
+    assert not await is_open(known), "what was blocked by itself stays so"
+    asked = await takes(mod, "shut_room", known)
+    await takes(mod, "block_room", known, undo=True)
+    assert not await is_open(known), "and what is to be shut stays so as well"
+    await decides(asked, "cancel")
+    assert await is_open(known)
+    assert await logged(house) == [
+        "asked.shut_room", "block_room", "asked.shut_room", "cancelled.shut_room", "cancelled.shut_room", "undo.block_room",
+        "block_room", "asked.shut_room", "cancelled.shut_room",
+        "asked.shut_room", "undo.block_room", "cancelled.shut_room", "undo.block_room",
+    ], "each time it says what became of the room"  # fmt: skip
+
+    assert house.server is not None
+    enrolled = town.clock.now() - 8 * DAY
+
+    async def enrolled_ones() -> list[Moderator]:
+        return [Moderator(mod.id, True, enrolled), Moderator(other.id, True, enrolled)]
+
+    house.server.moderation.acting.actions._persons._moderators = enrolled_ones
+    await other.syncs()
+    asked = await takes(mod, "shut_room", left)
+    assert "until" not in asked and not await is_open(left)
+    town.clock.forward(hours=8 * 24)
+    assert await until(lambda: is_open(left)), "what nobody confirms within a week lapses"
+    page = await house.server.moderation.audit_log.page(limit=2)
+    assert [(entry.action, entry.actor) for entry in page] == [
+        ("undo.block_room", "rule:not-confirmed"), ("cancelled.shut_room", "rule:not-confirmed"),
+    ]  # fmt: skip
 
 
 async def test_a_list_that_is_applied_closes_rooms_as_well(town: Town) -> None:

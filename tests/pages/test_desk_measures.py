@@ -57,6 +57,13 @@ async def test_measures_are_taken_and_lifted(town: Town, browsers: Browsers) -> 
     assert await reader.reads("Waiting for a second person")
     await reader.shows("desk-measures")
     await reader.presses("Cancel")
+    await asks_for("shut_room", room)
+    assert await reader.reads("Until then the room is blocked")
+    await reader.presses("Yes, do it")
+    assert await reader.reads("blocked meanwhile") and await reader.reads("Room blocked until its shutting is decided")
+    assert await page.get_by_role("link", name="Decide …").count() == 1, "it is not lifted but decided"
+    await reader.presses("Cancel")
+    assert not await reader.reads("Room blocked until its shutting is decided"), "and open again"
     await asks_for("suspend", "not a user", "Spam")
     await reader.presses("Yes, do it")
     assert await reader.reads("The target is a user ID"), "a refusal says what to do"
