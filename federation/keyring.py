@@ -22,7 +22,7 @@ from federation.kept_keys import KeptKeys
 from federation.server_keys import ALGORITHM, BadKeys, KnownKey, own_answer, read
 from relay.clock import HOUR, MINUTE, SECOND, Clock
 from relay.db import Database, Query
-from relay.errors import ApiError, BadJson, RemoteError
+from relay.errors import ApiError, BadJson, Forbidden, RemoteError
 from relay.ids import is_server_name
 from relay.part import Part
 from relay.protocol.canonical import from_base64
@@ -286,6 +286,8 @@ class Keyring(Part):
                     answer = await self._fetch_keys(server)
                 keys = read(server, answer, self._clock.now())
             except (RemoteError, ApiError, BadKeys, TimeoutError) as error:
+                if isinstance(error, Forbidden) and not self._notaries:
+                    return  # our own operator has shut it out: nobody was asked, and it may be let in at any moment
                 _, wait = self._failures.get(server, (0, 0))
                 wait = min(FAILURE_WAIT_MAX, max(FAILURE_WAIT_MIN, 2 * wait))
                 while len(self._failures) >= MAX_SERVERS_IN_MEMORY:

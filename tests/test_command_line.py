@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from relay import control
+from relay import config, control
 from relay.__main__ import main
 
 START_TIMEOUT_S = 60.0
@@ -206,6 +206,15 @@ def test_accounts_are_kept_without_a_running_relay_too(tmp_path: Path, relays: l
     status, refusal = relay.asks("GET", "/_matrix/client/v3/account/whoami", token=signed_in["access_token"])
     assert (status, refusal["errcode"]) == (401, "M_UNKNOWN_TOKEN"), "and his session ends at once"
     assert relay.login("bob", "another 12345")[0] == 403, "and can't be begun again"
+
+
+def test_a_performers_relay_begins_with_its_contact_gate_closed(tmp_path: Path) -> None:
+    for name, flags, expected in (("plain", (), "everybody"), ("hers", ("--performer",), "shared_rooms")):
+        data = tmp_path / name
+        assert _relay("init", *flags, "--server-name", "her.example", "--data", str(data)).returncode == 0
+        settings = config.load(data / config.CONFIG_NAME)
+        assert settings.contact.invites_from == expected, f"whose invites come through on a {name} relay"
+        assert settings.federation.enabled and not settings.federation.allow, "the doors to other servers stand open"
 
 
 def test_registration_tokens(tmp_path: Path) -> None:

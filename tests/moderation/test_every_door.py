@@ -26,7 +26,9 @@ class Doorman:
         self.town, self.tool = town, tool
 
     def settings(self) -> str:
-        each = ", ".join(f"{{name: at-{name.replace('_', '-')}, url: '{self.tool.url}/{name}', points: [{name}]}}" for name in POINTS)
+        each = ", ".join(
+            f"{{name: at-{name.replace('_', '-')}, url: '{self.tool.url}/{name}', points: [{name}]}}" for name in POINTS
+        )
         callbacks = ", ".join(CALLBACKS)
         return (
             f"hooks: {{http: [{each}], antispam: {{url: '{self.tool.url}/spam', authorization: s3cret, "

@@ -28,6 +28,8 @@ async def test_a_second_person_has_been_one_for_a_week_and_was_here_within_the_m
     second, bob = await town.users("second@one", "bob@one")
     await mod.house.command("user.admin", user="second", admin=True)
     await is_listed(mod, second)
+    changed = "The list of the moderators' keys has changed"
+    assert "It counts from a day later on" in await hears(mod.person, changed), "it is announced, to be objected to"
 
     async def asks() -> dict[str, Any]:
         await second.syncs()
