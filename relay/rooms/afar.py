@@ -25,6 +25,7 @@ from relay.protocol.event import Event
 from relay.protocol.signing import SigningKey
 from relay.protocol.versions import RoomVersion
 from relay.remote import JoinAnswer, Remote, Template
+from relay.rooms import store
 from relay.rooms.append import Appender
 from relay.rooms.gaps import OUTLIERS_AT_ONCE, note_gaps
 from relay.rooms.intake import Intake, sorted_out
@@ -255,8 +256,12 @@ class Afar:
             raise RemoteError(server, 502, "the room has another version than it said")
         held = dict(current)
         if answer.members_omitted:
-            # Of the left out members the event itself names those on which it rests; they were checked like all others.
-            for cited in given.cited:
+            # Of the left out members the event itself names those on which it rests; they were checked like all others. What
+            # it names and the answer lacks may be known here: that she was banned, say.
+            told = {one.id for one in given.cited}
+            known = await self._db.read(store.by_ids, [e for e in event.auth_events if e not in told], event.version)
+            ours = [one.event for one in known.values() if one.event.room_id == event.room_id and not one.rejected]
+            for cited in (*given.cited, *ours):
                 if cited.key is not None and cited.type == "m.room.member":
                     held.setdefault(cited.key, cited)
         try:

@@ -96,7 +96,8 @@ class Members:
         )
         if placed_elsewhere is not None:
             server, event = placed_elsewhere
-            await self._admitted(event, server)
+            # The server that took it passes it on to the others.
+            await self._admitted(event, server, 0)
 
     async def _servers_for(self, room_id: str, user_id: str, via: Sequence[str], room: Room | None) -> list[str]:
         servers = list(
@@ -227,11 +228,11 @@ class Members:
             raise ApiError("The room is busy repairing itself. Try again.", status=503)
         signed = await self._afar.invite(room, event)
         # The room may have moved on while the other server answered: then this is one event beside others.
-        await self._admitted(signed, self._server_name)
+        await self._admitted(signed, self._server_name, LOCAL)
 
-    async def _admitted(self, event: Event, origin: str) -> None:
+    async def _admitted(self, event: Event, origin: str, marks: int) -> None:
         """An event of ours that another server has signed or taken as well. Raises Forbidden, RemoteError."""
-        verdict = await self._receiver.admit(event, origin=origin, marks=LOCAL)
+        verdict = await self._receiver.admit(event, origin=origin, marks=marks)
         if verdict.outcome != "accepted":
             raise Forbidden(f"The room has changed meanwhile, and no longer allows this: {verdict.reason}.")
 

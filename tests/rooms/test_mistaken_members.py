@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from relay.errors import ApiError
 from relay.rooms import afar
 from relay.rooms.room import Room
 from tests.rooms.village import Village
@@ -78,3 +79,47 @@ async def test_who_was_mistaken_for_a_member_goes_and_who_was_mistaken_for_gone_
     assert {user: (was, now) for _, user, was, now, _ in log} == heard, "and clients can be told of them later"
     assert await two.rooms.servers_sharing(two.user("ben")) == {"one.example"}, "theirs is not in the room"
     await two.agrees_with_its_disk(room_id)
+
+
+async def test_a_ban_that_is_known_here_holds_though_a_server_forgets_to_tell_of_it(
+    village: Village, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ben is banned before the members of the room are known; a careless server takes his join, which cites the ban."""
+    monkeypatch.setattr(afar, "WHOLE_SECONDS", 0.02)
+    monkeypatch.setattr(afar, "MANY_MEMBERS", 1)
+    one, two = [await village.home(f"{name}.example") for name in ("one", "two")]
+    ben = two.user("ben")
+    room_id = await one.creates("anna", name="a large hall")
+    two.patient = True
+    await two.joins("ben", room_id, "one.example")
+    await one.members.ban(one.user("anna"), room_id, ben)
+    await village.delivers_all()
+    assert (await two.room(room_id)).partial is not None and two.rooms.membership(room_id, ben) == "ban"
+    with pytest.raises(ApiError):
+        await two.joins("ben", room_id, "one.example")
+
+    room = await one.room(room_id)
+    ban = await room.event("m.room.member", ben)
+    assert ban is not None
+    template = await one.answers(
+        "two.example", "GET", f"/_matrix/federation/v1/make_join/{room_id}/@cleo:two.example?ver=12", b""
+    )
+    state = [one_of.pdu for key, one_of in (await room.state_events(list(room.state))).items() if key[1] != ben]
+    taken: list[Any] = []
+
+    async def lets_in(target: str, content: Any) -> dict[str, Any]:
+        event = {**template["event"], "sender": ben, "state_key": ben}
+        return {**template, "event": {**event, "auth_events": [*event["auth_events"], ban.id]}}
+
+    async def takes(target: str, content: Any) -> dict[str, Any]:
+        taken.append(content)
+        members = [event for event in state if event["type"] == "m.room.member"]
+        others = [event for event in state if event["type"] != "m.room.member"]
+        return {"state": others, "auth_chain": members, "members_omitted": True, "servers_in_room": ["one.example"]}
+
+    village.instead["one.example", "make_join"] = lets_in
+    village.instead["one.example", "send_join"] = takes
+    with pytest.raises(ApiError) as refused:
+        await two.joins("ben", room_id, "one.example")
+    assert taken and refused.value.status == 403
+    assert two.rooms.membership(room_id, ben) == "ban"

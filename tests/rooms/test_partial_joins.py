@@ -168,6 +168,7 @@ async def test_a_second_person_joins_by_the_word_of_the_others(village: Village)
     with pytest.raises(ApiError):
         await two.joins("mallory", room_id, "one.example")
     await two.joins("cleo", room_id, "one.example")
+    assert not await village.waiting(two, one), "who took her join need not be sent it"
     await village.delivers_all()
     assert (await two.room(room_id)).local_joined == {two.user("ben"), two.user("cleo")}
     assert await two.completes(room_id)
