@@ -119,6 +119,11 @@ class Case:
         return self.state in rules.OPEN_STATES
 
     @property
+    def is_about_reporter(self) -> bool:
+        """Then nothing is held for it: nobody keeps her own messages from being deleted by reporting herself."""
+        return self.reporter is not None and self.reporter == self.user_id
+
+    @property
     def etag(self) -> str:
         return f'"{self.version}"'
 

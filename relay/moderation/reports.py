@@ -208,7 +208,7 @@ class Reports(Part):
                 self._envelopes.store(tx, sealed, actor="reporter")
             if prepared is not None and proof is not None:
                 self._disclosures.store(tx, case.case_id, prepared, actor="reporter")
-            if reporter != about:  # nobody keeps her own messages from being deleted by reporting herself
+            if not case.is_about_reporter:
                 self._freeze.hold(tx, case.case_id, seen)
                 if event is not None:
                     self._freeze.hold_uploads_before(tx, case.case_id, event)
@@ -245,7 +245,7 @@ class Reports(Part):
         return await self._envelopes.prepare(case_id, kind, encode(value), excluded)
 
     def _proved(self, tx: Tx, case: Case, proof: Proof) -> None:
-        if proof.opened:
+        if proof.opened and not case.is_about_reporter:
             self._freeze.hold_named(tx, case.case_id, proof.media())
         for told in self._cases.on_change:
             told(tx, "report.disclosed", case)
@@ -349,7 +349,8 @@ class Reports(Part):
         seen = [one.event_id for one in proof.items if one.step != "V1"]
         with self._db.write() as tx:
             self._disclosures.store(tx, case.case_id, prepared, actor="reporter")
-            self._freeze.hold(tx, case.case_id, seen)
+            if not case.is_about_reporter:
+                self._freeze.hold(tx, case.case_id, seen)
             if is_news:  # moderators are not called for each try
                 self._proved(tx, replace(case, disclosure=best), proof)
             self._touch(
