@@ -225,8 +225,8 @@ async def test_what_may_show_a_minor_is_told_once_and_decided_by_people(town: To
         await carl.calls("POST", f"users/{path(bob.id)}/report", {"reason": ""})
         assert await until(lambda: any(one["type"] == "report.created" for one in tool.told("told"))), "what came later"
         checkpoint = await mod.house.command("moderation.checkpoint")
-        assert await until(lambda: any(one["type"] == "audit.checkpoint" for one in tool.told("told")))
-        assert checkpoint in [one["data"] for one in tool.told("told")], (
+        # One of the start may come before it.
+        assert await until(lambda: checkpoint in [one["data"] for one in tool.told("told")]), (
             "how far the log has come leaves the machine signed"
         )
         told = [(one["type"], one["data"].get("report_id")) for one in tool.told("told")]

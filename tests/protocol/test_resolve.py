@@ -194,16 +194,45 @@ def test_what_was_resolved_stays_within_its_inputs(version: str, seed: int) -> N
         assert all(room.events[event_id].key == key for key, event_id in state.items()), "each event lies under its key"
 
 
-@BOTH
-def test_thousands_of_conflicts_are_resolved(version: str) -> None:
+class Counted(dict[str, Event]):
+    """How often an event was looked at."""
+
+    looks = 0
+
+    def __getitem__(self, event_id: str) -> Event:
+        self.looks += 1
+        return super().__getitem__(event_id)
+
+
+def crowded(version: str, number: int) -> tuple[Fork, list[str]]:
+    """On both sides the same people came, with another event each; the levels changed in between, one after another."""
     fork = Fork(version)
-    crowd = [f"@user{n}:two.example" for n in range(1_000)]
-    for _ in range(2):
+    crowd = [f"@user{n}:two.example" for n in range(number)]
+    levels = fork.common[LEVELS].content
+    for side in range(2):
         fork.room.state = dict(fork.common)
-        for user in crowd:
+        for place, user in enumerate(crowd):
             fork.room.member(user, "join")
+            if place % 20 == 0:
+                fork.room.add(
+                    "m.room.power_levels", ALICE, {**levels, "kick": 50 + side, "notifications": {"room": place}}, ""
+                )
         fork.sides.append(dict(fork.room.state))
-    state = fork.resolved()
-    assert all(state["m.room.member", user] == fork.sides[1]["m.room.member", user].id for user in crowd), (
-        "the later join"
-    )
+    return fork, crowd
+
+
+@BOTH
+def test_thousands_of_conflicts_are_resolved_with_work_that_grows_no_faster_than_they_do(version: str) -> None:
+    looks = []
+    for number in (100, 1_000):
+        fork, crowd = crowded(version, number)
+        states = [{key: event.id for key, event in side.items()} for side in fork.sides]
+        assert len(needed(states)) == 2 * number + 2, "each of them is in question, and the levels"
+        events = Counted({event.id: event for event in fork.room.all})
+        state = resolve(fork.room.version, states, events)
+        assert all(state["m.room.member", user] == fork.sides[1]["m.room.member", user].id for user in crowd), (
+            "the later join"
+        )
+        looks.append(events.looks)
+    assert looks[1] < 12 * looks[0], "ten times as many conflicts cost ten times as much"
+    assert looks[1] < 30 * 2_000, "and each of them a few looks"
