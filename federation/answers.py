@@ -72,7 +72,7 @@ class Answers(Part):
         return self._transaction(await self._db.read(lambda query: shown(query, room, users, [one])))
 
     async def _backfill(self, request: Request) -> bytes:
-        room = await self._asking.resident(request.origin, request.params["roomId"])
+        room = await self._asking.resident_until(request.origin, request.params["roomId"], ())
         start = request.query_list("v")
         if not start:
             raise MissingParam("The parameter v is missing: the event IDs from which to go back.")

@@ -27,6 +27,8 @@ from relay.rooms.store import REJECTED, Key, Stored
 USERS_AT_ONCE = 50
 MAX_USERS = 2_000
 
+NOBODY_HERE = "Nobody on this server is in this room. Ask a server that is."
+
 _RESTRICTED = frozenset({INVITED, JOINED})
 _SETTINGS = f"SELECT event_id, json FROM events WHERE room_nid = $1 AND type = $2 AND state_key = $3 AND (marks & {REJECTED}) = 0"
 
@@ -37,9 +39,16 @@ class Asking:
 
     async def admitted(self, origin: str, room_id: str) -> Room:
         """A room that people of ours are in, for a server that may take part in it. Raises NotFound, Forbidden."""
+        room = await self._remembered(origin, room_id)
+        if not room.local_joined:
+            raise NotFound(NOBODY_HERE)
+        return room
+
+    async def _remembered(self, origin: str, room_id: str) -> Room:
+        """The same, also where all of ours have left: what we know ends there, but nobody else may have our last words."""
         room = await self._rooms.get(room_id)
-        if room is None or not room.known or not room.local_joined:
-            raise NotFound("Nobody on this server is in this room. Ask a server that is.")
+        if room is None or not room.known:
+            raise NotFound(NOBODY_HERE)
         if not room.acl.allows(origin):
             raise Forbidden("The room's access list (m.room.server_acl) does not admit your server.")
         return room
@@ -58,9 +67,10 @@ class Asking:
         return room
 
     async def resident_until(self, origin: str, room_id: str, event_ids: Sequence[Any]) -> Room:
-        """The same, or one that was in the room at one of these events. Whoever is put out has to be able to judge what
-        came before, or could not believe it, and would think itself in the room for ever."""
-        room = await self.admitted(origin, room_id)
+        """A room that people of ours are or were in, for a server that is in it, or was at one of these events. Whoever is put
+        out has to be able to judge what came before, or could not believe it, and would think itself in the room for ever;
+        and whoever hears that the last of us left, in the same way, would think her there for ever."""
+        room = await self._remembered(origin, room_id)
         if origin not in room.servers and not any([await self._was_there(origin, room, e) for e in event_ids]):
             raise Forbidden("Nobody on your server is in this room. Join it first.")
         return room

@@ -369,6 +369,7 @@ class Server:
         # Other servers, as far as they ask us.
         outbox = Outbox(name, db, bell, clock, rooms, departures, connections, backoff)
         partial_joins.on_completed += [outbox.came_to_light, device_lists.came_to_light]
+        partial_joins.on_gone.append(device_lists.came_to_light)
         departures.deliver_passing_to(outbox.passing)
         edus = {edu_type: taker for part in self._parts for edu_type, taker in part.edus().items()}
         xmatrix = XMatrix(

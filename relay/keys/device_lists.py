@@ -149,18 +149,20 @@ class DeviceLists(Part):
         return bool(rows)
 
     async def came_to_light(self, room: Room, servers: set[str], since: int) -> None:
-        """Servers in a room of which we learn only now: that somebody's keys changed since then is news to them."""
+        """Servers in a room of which we learn only now: that somebody's keys changed since then is news to them, as long as
+        they share a room with her."""
         changed = await self._db.read(
             lambda query: self._published.changed_between(query, since, self._db.stable_pos())
         )
         for user_id in room.local_joined.intersection(changed):
+            sharing = servers & await self._rooms.servers_sharing(user_id)
             async with self.lock(user_id):
                 known = await self._published.of(user_id)
                 for device_id, keys in list(known.devices.items())[:1]:
                     # It names nothing before it, so that they ask for the whole list.
                     content = {"user_id": user_id, "device_id": device_id, "stream_id": known.stream, "prev_id": []}
                     with self._db.write() as tx:
-                        self._departures.durable(tx, servers, DEVICE_EDU, {**content, "keys": orjson.Fragment(keys)})
+                        self._departures.durable(tx, sharing, DEVICE_EDU, {**content, "keys": orjson.Fragment(keys)})
                     await tx
 
     # --- what clients hear

@@ -68,6 +68,8 @@ class PartialJoins(Part):
         self._more = asyncio.Event()
         self._slots = asyncio.Semaphore(AT_ONCE)
         self.on_completed: list[OnCompleted] = []
+        # The same for servers that were in the room, as it turns out, and are not any more.
+        self.on_gone: list[OnCompleted] = []
         # Gives events their places that rise, in the caller's write; set by the server (`later.py`).
         self.keep_for_later: Callable[[Tx, str, Sequence[Taken]], None] | None = None
 
@@ -185,6 +187,8 @@ class PartialJoins(Part):
         final = replayed.current.entries
         found = await self._db.read(_members_of, room, final, before, members)
         unheard = found.servers - room.servers - {self._server_name}
+        were_there = {server_of(user_id) for user_id, membership in members.items() if membership == "join"}
+        gone = were_there - found.servers - room.servers - {self._server_name}
         with self._db.write(chain=room.room_id) as tx:
             tx.failed(lambda: self._rooms.drop(room))
             pos = tx.pos()
@@ -211,9 +215,10 @@ class PartialJoins(Part):
             tx.after(take)
         await tx
         whole = await self._rooms.get(room.room_id)
-        if whole is not None and unheard:
-            for told in self.on_completed:
-                await told(whole, unheard, partial.pos)
+        if whole is not None:
+            for servers, hooks in ((unheard, self.on_completed), (gone, self.on_gone)):
+                for told in hooks if servers else ():
+                    await told(whole, servers, partial.pos)
 
     async def _give_up(self, room: Room, partial: Partial) -> None:
         async with room.lock:

@@ -67,6 +67,26 @@ async def test_every_question_is_for_residents_whom_the_room_admits(house: Resid
 # --- history
 
 
+async def test_the_last_words_of_people_who_left_can_be_asked_for(house: Residence) -> None:
+    room, two, three = await house.room(preset="public_chat"), house.peer("two.example"), house.peer("three.example")
+    await two.lives_in(room, "carol")
+    said = await house.says(room)
+    await house.members.leave(ALICE, room.room_id)
+    assert not room.local_joined
+    left = room.state["m.room.member", ALICE]
+    missing = {"earliest_events": [], "latest_events": [left]}
+    answer = await two.asks("POST", at(f"{V1}/get_missing_events", room.room_id), missing)
+    assert answer.status == 200 and said.id in ids(room, answer.json["events"]), "nobody else may have them"
+    answer = await two.asks("GET", at(f"{V1}/event_auth", room.room_id, left))
+    assert answer.status == 200 and answer.json["auth_chain"], "nor what lets one believe that she left"
+    answer = await two.asks("GET", at(f"{V1}/state_ids", room.room_id, query=f"event_id={left}"))
+    assert answer.status == 200
+    answer = await three.asks("POST", at(f"{V1}/get_missing_events", room.room_id), missing)
+    assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN"), "they are for those who were there"
+    answer = await three.template("join", room, three.user("dave"))
+    assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND"), "and nobody is let into a room by those who left it"
+
+
 async def test_history_goes_back_from_where_it_is_asked(house: Residence) -> None:
     room, two = await house.room(preset="public_chat"), house.peer("two.example")
     await two.lives_in(room, "carol")

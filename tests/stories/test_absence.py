@@ -60,6 +60,24 @@ async def test_after_a_long_absence_the_other_way_round(town: Town) -> None:
     assert await alice.sees(again), "and the conversation goes on"
 
 
+async def test_the_last_words_of_somebody_who_left_meanwhile_are_heard(town: Town) -> None:
+    """After a long absence she gets his leave alone, and has to ask for the rest where nobody is in the room any more."""
+    alice, bob = await town.users("alice@one", "bob@two")
+    room = await alice.creates_room(with_=bob)
+    await bob.syncs()
+    town.cut("one", "two")
+    theirs = [await bob.sends(room) for _ in range(60)]
+    await bob.leaves(room)
+    town.clock.forward(hours=30)
+    town.mend("one", "two")
+    town.clock.forward(hours=30)
+    assert await alice.notices(lambda: alice.membership(room, bob) == "leave", within=30), (
+        "she does not wait for him for ever"
+    )
+    history = [e["event_id"] for e in await alice.history(room) if e["type"] == "m.room.encrypted"]
+    assert list(reversed(history)) == theirs, "and has all that he said"
+
+
 async def test_a_relay_restarts_while_people_wait_in_a_sync(town: Town) -> None:
     alice, bob = await town.users("alice@one", "bob@two")
     room = await alice.creates_room(with_=bob)

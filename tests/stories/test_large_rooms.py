@@ -125,6 +125,21 @@ async def read_lazily(person: Person, room: str, reader: Person, event_id: str) 
     return person.receipts[room].get((reader.id, "m.read")) == event_id
 
 
+def unnamed(monkeypatch: pytest.MonkeyPatch, server: str, *, besides: str) -> None:
+    """Small rooms are joined in part, too, and whoever lets somebody in names only itself."""
+    monkeypatch.setattr(afar, "MANY_MEMBERS", 2)
+    send_join = Client.send_join
+
+    async def forgetful(*ask: Any, **how: Any) -> JoinAnswer:
+        answer = await send_join(*ask, **how)
+        if not answer.members_omitted:
+            return answer
+        assert server in answer.servers
+        return dataclasses.replace(answer, servers=[besides])
+
+    monkeypatch.setattr(Client, "send_join", forgetful)
+
+
 async def test_servers_that_come_to_light_get_what_was_said_before(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever lets us in may leave a server out of those that it names: until the members are known, nobody here tells it
     anything."""
@@ -133,15 +148,7 @@ async def test_servers_that_come_to_light_get_what_was_said_before(town: Town, m
     room = await anna.creates_room(name="a large hall", preset="public_chat")
     await carl.joins(room, one.name)
     assert await anna.notices(lambda: anna.membership(room, carl) == "join")
-    monkeypatch.setattr(afar, "MANY_MEMBERS", 2)
-    send_join = Client.send_join
-
-    async def forgetful(*ask: Any, **how: Any) -> JoinAnswer:
-        answer = await send_join(*ask, **how)
-        assert answer.members_omitted and three.name in answer.servers
-        return dataclasses.replace(answer, servers=[one.name])
-
-    monkeypatch.setattr(Client, "send_join", forgetful)
+    unnamed(monkeypatch, three.name, besides=one.name)
     busy = Busy(two)
     await ben.syncs(filter=LAZY)
     await ben.joins(room, one.name)
@@ -159,6 +166,41 @@ async def test_servers_that_come_to_light_get_what_was_said_before(town: Town, m
     assert await carl.notices(lambda: ben.id in carl.devices_changed), "and that somebody has another device"
     queried = await carl.calls("POST", "/_matrix/client/v3/keys/query", {"device_keys": {ben.id: []}})
     assert phone.device in queried["device_keys"][ben.id], "whose keys are to be had"
+
+
+async def test_a_server_that_left_before_it_came_to_light_hears_of_new_devices(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shares another room with him, and would go on with the devices that he had."""
+    one, two, three = [await town.relay(name) for name in ("one", "two", "three")]
+    anna, ben, carl = await town.users("anna@one", "ben@two", "carl@three")
+    room = await anna.creates_room(name="a large hall", preset="public_chat")
+    await carl.joins(room, one.name)
+    assert await anna.notices(lambda: anna.membership(room, carl) == "join")
+    busy = Busy(two)
+    unnamed(monkeypatch, three.name, besides=one.name)
+    await ben.joins(room, one.name)
+    assert await carl.notices(lambda: carl.membership(room, ben) == "join")
+    asked: dict[str, Any] = {"device_keys": {ben.id: []}}
+    assert not (await carl.calls("POST", "/_matrix/client/v3/keys/query", asked))["device_keys"].get(ben.id)
+    phone = await ben.on_another_device()
+    await phone.calls("POST", "/_matrix/client/v3/keys/upload", {"device_keys": device_keys(phone)})
+    other = await ben.creates_room(preset="public_chat")
+    await carl.joins(other, two.name)
+    await anna.kicks(room, carl)
+    assert await until(lambda: left_lazily(ben, room, carl)), "it is heard, though nobody knew that he was there"
+    await carl.syncs()
+    carl.devices_changed.clear()
+    busy.over = True
+    town.clock.forward(minutes=1)
+    assert await carl.notices(lambda: ben.id in carl.devices_changed, within=30)
+    queried = await carl.calls("POST", "/_matrix/client/v3/keys/query", asked)
+    assert phone.device in queried["device_keys"][ben.id]
+
+
+async def left_lazily(person: Person, room: str, other: Person) -> bool:
+    await person.syncs(filter=LAZY)
+    return person.membership(room, other) == "leave"
 
 
 def device_keys(person: Person) -> Any:
