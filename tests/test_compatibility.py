@@ -78,3 +78,26 @@ def test_what_is_not_there_yet_has_no_route(rows: list[Row], routes: set[tuple[s
 def test_what_is_missing_says_why(rows: list[Row]) -> None:
     silent = [f"{row.method} {row.path}" for row in rows if row.state != "works" and not row.why]
     assert not silent, f"the page does not say why these are missing: {silent}"
+
+
+SAFETY = "/_relay/safety/v1"
+
+
+def test_the_page_of_the_moderation_api_names_each_of_its_requests(routes: set[tuple[str, str]]) -> None:
+    page = _plain(" ".join((PAGE.parent / "safety-api.md").read_text(encoding="utf-8").split()))
+    own = sorted(f"{method} {path.removeprefix(SAFETY)}" for method, path in routes if path.startswith(SAFETY))
+    assert len(own) > 30
+    unnamed = [one for one in own if not re.search(re.escape(one) + r"(?![\w/])", page)]
+    assert not unnamed, f"docs/safety-api.md does not say what these do: {unnamed}"
+
+
+def test_what_is_shipped_for_a_proxy_keeps_no_report_on_its_disk() -> None:
+    """A report may hold a proof, which is the text: a proxy that spools bodies or logs paths would write it down."""
+    operating = (PAGE.parent / "operating.md").read_text(encoding="utf-8")
+    places = re.findall(r"location [^{]+\{.*?\}", operating, re.DOTALL)
+    for begin in ("location /_matrix ", "location /_relay "):
+        [place] = [place for place in places if place.startswith(begin)]
+        assert "proxy_request_buffering off" in place, f"nginx writes no body to its disk: {place}"
+    assert all("access_log off" in place for place in places if "proxy_pass" in place), "nor who asked for what"
+    caddy = (PAGE.parent.parent / "docker" / "Caddyfile").read_text(encoding="utf-8")
+    assert "reverse_proxy" in caddy and "request_buffers" not in caddy and "log" not in caddy.split()

@@ -68,6 +68,13 @@ async def test_measures_against_a_person_hold_end_and_stand_in_the_log(town: Tow
     assert [one["reason_code"] for one in strikes["strikes"]] == ["harassment"]
     town.clock.forward(hours=181 * 24)
     assert not (await mod.calls("GET", f"{SAFETY}/users/{path(bob.id)}/strikes"))["strikes"], "a strike expires"
+
+    async def is_forgotten() -> bool:
+        assert house.server is not None
+        town.clock.forward(minutes=2)
+        return await house.server.db.read(lambda query: query.value("SELECT count(*) FROM strikes")) == 0
+
+    assert await until(is_forgotten), "and is nowhere any more"
     assert await logged(house) == [
         "suspend", "undo.suspend", "lock", "undo.lock", "shadow", "redact", "undo.shadow", "warn",
     ]  # fmt: skip
@@ -195,6 +202,12 @@ def test_a_machine_takes_only_what_can_be_taken_back_for_a_day(name: str) -> Non
     else:
         with pytest.raises(Forbidden):
             checked(act)
+
+
+@pytest.mark.parametrize("asked", [None, HOUR, 400 * DAY])
+def test_nobody_is_answered_as_if_heard_for_longer_than_a_day(asked: int | None) -> None:
+    taken = checked(Act("shadow", GOOD["user"], "@mod:x.example", "spam", lasts_ms=asked))
+    assert taken.lasts_ms == min(asked or DAY, DAY) and not taken.automated, "not by a person's word either"
 
 
 @pytest.mark.parametrize(

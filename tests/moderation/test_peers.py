@@ -87,6 +87,31 @@ async def test_a_report_is_handed_over_and_answered(town: Town) -> None:
         assert not (await house.command("audit"))["findings"]
 
 
+async def test_only_what_is_proved_is_handed_over_and_only_what_the_case_is_about(town: Town) -> None:
+    here, there = await desks(town, FORWARDING)
+    alice, bob, room, said, session = await threatened(town)
+    other, mine = await bob.sends(room, session.says(room, "another word")), await alice.sends(room)
+    assert await alice.sees(other)
+    await reports(alice, room, said)
+    work = casework(here.house)
+    link = await work.links.look(token_in(await hears(alice, "Your report has the number")))
+    await work.reports.consent(link, alice.id, True)
+    [case] = await here.queue()
+    _, to = bundle.read_recipients(await here.asks("GET", f"peers/{path(there.house.name)}/keys"))
+
+    async def refused(event_id: str, index: int) -> str:
+        item = {"event_id": event_id, "index": index, "prk": "A" * 43}
+        body = {"event_id": event_id, "envelope": bundle.sealed_to(to, item).json()}
+        return (await here.person.is_refused(here.asks("POST", f"reports/{case['id']}/forward", body))).text
+
+    assert "Only a message with a proof" in await refused(said, 0), "the other side believes nothing else"
+    await work.reports.attach_proof(link, alice.id, disclosure(Item(said, 0, bytes(32))))
+    assert "Only a message with a proof" in await refused(said, 0), "a false one is none"
+    for event_id in (other, mine):
+        assert "an event of this case" in await refused(event_id, 1), "nothing else of the room leaves the house"
+    assert not await there.queue(state="all")
+
+
 async def test_a_decision_reaches_a_person_who_lives_elsewhere(town: Town) -> None:
     here, there = await desks(town, "")
     alice, bob, room, said, _ = await threatened(town)

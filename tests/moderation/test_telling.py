@@ -101,7 +101,13 @@ def verify(secret: str, raw: bytes, headers: dict[str, str], clock: Clock) -> No
 
 
 async def test_private_addresses_are_not_told_and_long_silence_ends_it(tmp_path: Path) -> None:
-    """Without the relay around it: what the guard keeps out, and the whole schedule."""
+    """Without the relay around it: what the guard keeps out, and the whole schedule, that of Standard Webhooks 1.0."""
+    assert [wait / SECOND for wait in WAITS_MS] == [
+        5,
+        5 * 60,
+        30 * 60,
+        *(hours * 3_600 for hours in (2, 5, 10, 14, 20, 24)),
+    ]
     async with Tool() as tool:
         clock, db = Clock(), Database(tmp_path / "db", Bell())
         targets = [
