@@ -136,10 +136,18 @@ def _register(asked: Register) -> Body:
     return {"user_profile": profile, "requester_id": asked.user_id}
 
 
-# Point -> (callback, its body).
-_CALLBACKS: dict[str, tuple[str, Callable[[Any], Body]]] = {
-    "invite": ("user_may_invite", lambda a: {"inviter": a.sender, "invitee": a.target, "room_id": a.room_id}),
-    "federated_invite": ("federated_user_may_invite", _federated_invite),
+_Callback = tuple[str, Callable[[Any], Body]]
+
+
+def _invite(asked: Invite) -> Body:
+    return {"inviter": asked.sender, "invitee": asked.target, "room_id": asked.room_id}
+
+
+# Point -> (callback, its body). Of an invite from elsewhere Synapse asks both, and Draupnir answers only the plain one.
+_FEDERATED_INVITE: _Callback = ("federated_user_may_invite", _federated_invite)
+_CALLBACKS: dict[str, _Callback] = {
+    "invite": ("user_may_invite", _invite),
+    "federated_invite": ("user_may_invite", _invite),
     "join": ("user_may_join_room", lambda a: {"user": a.user_id, "room": a.room_id, "is_invited": a.invited}),
     "create_room": ("user_may_create_room", lambda a: {"user_id": a.user_id}),
     "alias": ("user_may_create_room_alias", lambda a: {"user_id": a.user_id, "room_alias": a.alias}),
@@ -162,26 +170,39 @@ class Antispam(Part):
         self._told: asyncio.Queue[tuple[str, Body]] = asyncio.Queue(MAX_TOLD_WAITING)
 
     def answers(self, point: str) -> bool:
-        callback = _CALLBACKS.get(point)
-        return self._settings.url is not None and callback is not None and callback[0] in self._settings.callbacks
+        return self._settings.url is not None and bool(self._callbacks(point))
+
+    def _callbacks(self, point: str) -> list[_Callback]:
+        """In the order in which they are asked, as far as they are wanted."""
+        found = [_FEDERATED_INVITE] if point == "federated_invite" else []
+        if point in _CALLBACKS:
+            found.append(_CALLBACKS[point])
+        return [one for one in found if one[0] in self._settings.callbacks]
 
     def ask(self, point: Point, asked: Asked) -> Verdict | Awaitable[Verdict]:
         if isinstance(asked, Invite) and not asked.room_id:
             return ALLOW  # the room is about to be made, and this is asked again when it is
-        callback, body_of = _CALLBACKS[point.name]
-        body = body_of(asked)
-        if callback in self._settings.told_only:
-            if self._told.full():
+        questions = []
+        for callback, body_of in self._callbacks(point.name):
+            if callback not in self._settings.told_only:
+                questions.append((callback, body_of(asked)))
+            elif self._told.full():
                 log.warning("the antispam tool does not keep up, and is not told of everything", name=callback)
             else:
-                self._told.put_nowait((callback, body))
-            return ALLOW
-        return self._ask(callback, body, point)
+                self._told.put_nowait((callback, body_of(asked)))
+        return self._ask_each(questions, point) if questions else ALLOW
 
-    async def _ask(self, callback: str, body: Body, point: Point) -> Verdict:
+    async def _ask_each(self, questions: list[tuple[str, Body]], point: Point) -> Verdict:
+        for callback, body in questions:
+            verdict = await self._ask(callback, body, point.budget_ms / SECOND / len(questions))
+            if verdict is not ALLOW:
+                return verdict
+        return ALLOW
+
+    async def _ask(self, callback: str, body: Body, seconds: float) -> Verdict:
         try:
-            async with asyncio.timeout(point.budget_ms / SECOND):
-                status, answer = await self._post(callback, body, point.budget_ms / SECOND)
+            async with asyncio.timeout(seconds):
+                status, answer = await self._post(callback, body, seconds)
             given = None if 200 <= status < 300 else orjson.loads(answer)
             if given is not None and not isinstance(given, dict):
                 raise BadAnswer("no object")

@@ -17,7 +17,7 @@ from relay.errors import ApiError, BadJson, Forbidden, InvalidParam, NotAllowed,
 from relay.ids import is_user_id, random_string, require_user_id
 from relay.part import Part
 from relay.protocol.power import creators, read_level
-from relay.protocol.seal import Seal
+from relay.protocol.seal import REPLACED, Seal
 from relay.protocol.versions import VERSIONS, RoomVersion
 from relay.rooms.create import MAX_CREATORS, MEGOLM, UNENCRYPTED_TYPES, Creator
 from relay.rooms.room import CREATE, ENCRYPTION, JOIN_RULES, POWER_LEVELS, SERVER_ACL, Room
@@ -106,9 +106,7 @@ class Upgrades(Part):
         if published:
             await self._doors.publish_room(user_id, "")
         new_id = await self._creator.write(version, user_id, creation, plan, None, published)  # 2, 3
-        content = self._seal.outgoing(
-            TOMBSTONE, "", {"body": "This room has been replaced.", "replacement_room": new_id}
-        )
+        content = self._seal.outgoing(TOMBSTONE, "", {"body": REPLACED, "replacement_room": new_id})
         await self._sender.send(room_id, sender=user_id, type=TOMBSTONE, content=content, state_key="")  # 5
         await self._move_addresses(old, new_id, published)  # 4
         await self._close(old, user_id, aliases)  # 6

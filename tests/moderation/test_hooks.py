@@ -16,7 +16,7 @@ from relay.moderation import hook_points
 from relay.moderation.doorkeeping import loaded
 from relay.moderation.hook_points import ALLOW, POINTS, Asked, Hook, Invite, Media, Verdict, deny
 from relay.moderation.hooks import DENIES_KEPT_SECONDS, FAILURES_BEFORE_REST, REST_SECONDS, HookDoors, Hooks, Plugin
-from relay.moderation.http_hooks import _CALLBACKS, BadAnswer, verdict
+from relay.moderation.http_hooks import _CALLBACKS, _FEDERATED_INVITE, BadAnswer, verdict
 from tests.moderation.tools import SECRET, Tool
 from tests.people import Refused, until
 from tests.town import ROOT, Clock, Town
@@ -41,7 +41,9 @@ def test_the_table_the_config_and_the_interface_name_the_same_points() -> None:
     assert tuple(POINTS) == POINT_NAMES, "the config knows every point"
     for name in POINTS:
         assert hasattr(Hook, f"check_{name}"), "a plug-in can stand at every point"
-    assert {callback for callback, _ in _CALLBACKS.values()} == set(CALLBACKS), "the config knows every callback"
+    assert {callback for callback, _ in (*_CALLBACKS.values(), _FEDERATED_INVITE)} == set(CALLBACKS), (
+        "the config knows every callback"
+    )
     words = " ".join(field for point in POINTS.values() for field in point.sees)
     for secret in ("address", "ip", "content", "body", "text", "password", "agent"):
         assert secret not in words.split(), "no hook is shown a person's address or words"
@@ -166,6 +168,11 @@ async def test_draupnirs_antispam_protocol(town: Town) -> None:
         other = await alice.creates_room()
         refused = await alice.is_refused(alice.invites_to(other, bob))
         assert (refused.errcode, refused.text) == ("M_FORBIDDEN", "Protected."), "the tool's answer is told"
+        mallory = await town.user("mallory@two")
+        elsewhere = await mallory.creates_room()
+        refused = await mallory.is_refused(mallory.invites_to(elsewhere, bob))
+        assert "Protected." in refused.text, "of an invite from elsewhere it is asked in the same way, as Synapse does"
+        assert tool.told("user_may_invite")[-1] == {"inviter": mallory.id, "invitee": bob.id, "room_id": elsewhere}
         tool.answers["user_may_join_room"] = (500, "nonsense")
         carol = await town.user("carol@one")
         public = await alice.creates_room(preset="public_chat")

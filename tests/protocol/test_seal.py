@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.errors import Refused
-from relay.protocol.seal import OPTIONAL_EVENTS, ROOM_EVENTS, Incoming, Seal, is_emoji
+from relay.protocol.seal import OPTIONAL_EVENTS, REPLACED, ROOM_EVENTS, Incoming, Seal, is_emoji
 
 CANARY = "the quick brown canary"
 STANDARD = Seal("standard")
@@ -127,7 +127,12 @@ PASSES: list[tuple[str, str | None, dict[str, Any], dict[str, Any]]] = [
         {"algorithm": "m.megolm.v1.aes-sha2", "io.element.msc4362.encrypt_state_events": True},
     ),
     ("m.room.server_acl", "", {"allow": ["*"], "deny": ["*.evil.org"]}, {"allow": ["*"], "deny": ["*.evil.org"]}),
-    ("m.room.tombstone", "", {"replacement_room": "!new", "body": CANARY}, {"replacement_room": "!new"}),
+    (
+        "m.room.tombstone",
+        "",
+        {"replacement_room": "!new", "body": CANARY},
+        {"replacement_room": "!new", "body": REPLACED},
+    ),
     (
         "m.room.policy",
         "",

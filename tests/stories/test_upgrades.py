@@ -29,7 +29,10 @@ async def test_what_a_room_is_moves_along(town: Town) -> None:
     new = await _upgrades(alice, old)
     create = await alice.reads(new, "m.room.create")
     assert create["room_version"] == "12" and create["predecessor"] == {"room_id": old}
-    assert (await alice.reads(old, "m.room.tombstone")) == {"replacement_room": new}, "free text is left out"
+    assert (await alice.reads(old, "m.room.tombstone")) == {
+        "replacement_room": new,
+        "body": "This room has been replaced.",
+    }, "with a sentence of the relay's own: clients pass over one without"
     for type in ("m.room.name", "m.room.topic", "m.room.join_rules", "m.room.encryption", "m.room.history_visibility"):
         assert await alice.reads(new, type) == await alice.reads(old, type), f"{type} moves along"
     assert await alice.reads(new, "m.room.server_acl") == acl
