@@ -117,9 +117,6 @@ _RTC_MEMBER = _state(
 )
 _RTC_SLOT = _state(_WORD, status=_WORD, application=_APPLICATION, encryption=Record(type=_WORD))
 
-# Clients pass over a tombstone without a body: it gets this one, whatever its sender wrote.
-REPLACED = "This room has been replaced."
-
 # ---- The table. What stands here may be readable; free text (`reason`, a tombstone's `body`, the name that an identity
 # server gives to an address) is missing on purpose.
 ROOM_EVENTS: dict[str, Row] = {
@@ -169,7 +166,7 @@ ROOM_EVENTS: dict[str, Row] = {
         **{"io.element.msc4362.encrypt_state_events": _BOOL},
     ),
     "m.room.server_acl": _state(allow=listing(_WORD), deny=listing(_WORD), allow_ip_literals=_BOOL),
-    "m.room.tombstone": _state(replacement_room=_ROOM, body=one_of(REPLACED)),
+    "m.room.tombstone": _state(replacement_room=_ROOM, body=one_of(shapes.REPLACED)),
     "m.room.policy": _state(via=_SERVER, public_keys=mapping(_WORD, _B64)),
     "org.matrix.msc4284.policy": _state(via=_SERVER, public_key=_B64, public_keys=mapping(_WORD, _B64)),
     "m.room.pinned_events": _state(pinned=listing(_EVENT)),
@@ -337,7 +334,7 @@ class Seal:
         if row is None or (state_key is None) != (row.state_key is None):
             raise Refused(self._why(type, state_key))
         if type == "m.room.tombstone":
-            content = {**content, "body": REPLACED}
+            content = {**content, "body": shapes.REPLACED}
         try:
             if row.state_key is not None:
                 _fit(row.state_key, state_key, "its state key")
@@ -345,9 +342,8 @@ class Seal:
         except Misfit as misfit:
             raise _misfit(type, misfit) from None
         if type == "m.room.encryption" and not self.encryption(picked):
-            raise Refused(
-                "The encryption of a room can only be set to a known algorithm: " + ", ".join(KNOWN_ALGORITHMS) + "."
-            )
+            known = ", ".join(KNOWN_ALGORITHMS)
+            raise Refused(f"The encryption of a room can only be set to a known algorithm: {known}.")
         if type == "m.reaction" and len(picked.get("m.relates_to", ())) < 3:
             raise Refused("A reaction here is one emoji and the message it belongs to, and nothing else.")
         return picked

@@ -106,6 +106,9 @@ NAME = _checked(
 )
 TOPIC = _checked(lambda v: isinstance(v, str) and len(v) <= MAX_TOPIC, f"a text of at most {MAX_TOPIC} characters")
 
+# Clients pass over a tombstone without a body: each of ours gets this one, whatever its sender wrote.
+REPLACED = "This room has been replaced."
+
 
 def one_of(*words: str) -> Shape:
     return _checked(lambda v: isinstance(v, str) and v in words, "one of " + ", ".join(words))

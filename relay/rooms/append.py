@@ -20,7 +20,7 @@ from relay.rooms.partial import Partial
 from relay.rooms.room import SERVER_ACL, Room
 from relay.rooms.rooms import Membership, Rooms
 from relay.rooms.state import StateMap
-from relay.rooms.store import FAN_OUT, HISTORY, LOCAL, REJECTED, SOFT_FAILED, Stored
+from relay.rooms.store import FAN_OUT, HISTORY, LOCAL, REJECTED, SOFT_FAILED, WITHHELD, Stored
 
 LOG_MEMBERSHIP = "INSERT INTO membership_log (pos, room_nid, user_id, before, after) VALUES ($1, $2, $3, $4, $5)"
 PUT_MEMBERSHIP = (
@@ -249,6 +249,8 @@ class Appender:
 
     def _insert(self, tx: Tx, room: Room, one: Stored) -> None:
         event = one.event
+        if self._rooms.withheld and one.shown and self._rooms.edits_what_is_withheld(event):
+            one.marks |= WITHHELD
         tx.run(
             # An outlier that now gets its place keeps its nid: states speak of it.
             store.INSERT_EVENT + " ON CONFLICT (event_id) DO UPDATE SET pos = excluded.pos, state_nid = excluded.state_nid, "

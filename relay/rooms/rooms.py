@@ -18,6 +18,7 @@ from relay.departures import Fresh
 from relay.errors import ApiError, Forbidden
 from relay.ids import server_of
 from relay.protocol import event as events
+from relay.protocol.event import Event
 from relay.protocol.versions import VERSIONS
 from relay.rooms import partial, store
 from relay.rooms.room import Room, load_room
@@ -49,6 +50,15 @@ class Membership:
     room_nid: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """A message that a moderator hid: when (`pos`), when it was sent and by whom."""
+
+    pos: int
+    sent_ts: int
+    sender: str
+
+
 class Rooms:
     def __init__(self, db: Database, server_name: str) -> None:
         self.db = db
@@ -61,8 +71,8 @@ class Rooms:
         self._joined: dict[str, frozenset[str]] = {}
         self.on_membership: list[OnMembership] = []
         self.on_local_membership: list[OnLocalMembership] = []
-        # room -> message -> (when a moderator hid it from people of ours, when it was sent); who is told of a change.
-        self.withheld: dict[str, dict[str, tuple[int, int]]] = {}
+        # room -> message that a moderator hid from people of ours; who is told of a change.
+        self.withheld: dict[str, dict[str, Withheld]] = {}
         self.on_withheld: list[Callable[[Room], None]] = []
         # Events of ours, or to be passed on by us, of rooms with other servers in them; `append.py` notes them.
         self.leaving: Fresh[Stored] = Fresh()
@@ -145,9 +155,12 @@ class Rooms:
                 membership, event_id, pos, since_pos, bool(forgotten), nid
             )
         self._completed.update(await self.db.read(partial.completions))
-        hidden = "SELECT r.room_id, w.event_id, w.pos, w.sent_ts FROM withheld w JOIN rooms r ON r.nid = w.room_nid"
-        for room_id, event_id, pos, sent_ts in await self.db.read(lambda query: query.all(hidden)):
-            self.withheld.setdefault(room_id, {})[event_id] = pos, sent_ts
+        hidden = (
+            "SELECT r.room_id, w.event_id, w.pos, w.sent_ts, e.sender FROM withheld w JOIN rooms r ON r.nid = w.room_nid "
+            "JOIN events e ON e.event_id = w.event_id"
+        )
+        for room_id, event_id, *rest in await self.db.read(lambda query: query.all(hidden)):
+            self.withheld.setdefault(room_id, {})[event_id] = Withheld(*rest)
 
     # --- people of ours, from memory
 
@@ -364,7 +377,17 @@ class Rooms:
     def hidden_in(self, room_id: str, since: int, upto: int) -> list[tuple[str, int]]:
         """The messages that moderators hid in (since, upto], each with when it was sent."""
         found = self.withheld.get(room_id)
-        return [(event_id, sent) for event_id, (pos, sent) in found.items() if since < pos <= upto] if found else []
+        return [(event_id, one.sent_ts) for event_id, one in found.items() if since < one.pos <= upto] if found else []
+
+    def edits_what_is_withheld(self, event: Event) -> bool:
+        """What its sender makes of a hidden message is hidden with it (withholding.py)."""
+        found = self.withheld.get(event.room_id)
+        relation = event.content.get("m.relates_to") if found else None
+        if not found or not isinstance(relation, dict) or relation.get("rel_type") != "m.replace":
+            return False
+        target = relation.get("event_id")
+        original = found.get(target) if isinstance(target, str) else None
+        return original is not None and original.sender == event.sender and event.state_key is None
 
     async def sender_of(self, event_id: str) -> str | None:
         return await self.db.read(lambda query: query.value("SELECT sender FROM events WHERE event_id = $1", event_id))

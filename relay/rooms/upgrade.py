@@ -17,7 +17,8 @@ from relay.errors import ApiError, BadJson, Forbidden, InvalidParam, NotAllowed,
 from relay.ids import is_user_id, random_string, require_user_id
 from relay.part import Part
 from relay.protocol.power import creators, read_level
-from relay.protocol.seal import REPLACED, Seal
+from relay.protocol.seal import Seal
+from relay.protocol.shapes import REPLACED
 from relay.protocol.versions import VERSIONS, RoomVersion
 from relay.rooms.create import MAX_CREATORS, MEGOLM, UNENCRYPTED_TYPES, Creator
 from relay.rooms.room import CREATE, ENCRYPTION, JOIN_RULES, POWER_LEVELS, SERVER_ACL, Room

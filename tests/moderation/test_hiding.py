@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -110,13 +111,26 @@ async def test_a_message_from_elsewhere_is_hidden_on_every_way_to_read_it(town: 
     assert elsewhere["content"]["ciphertext"], "a server that asks us for it gets it whole"
     town.mend("two", "three")
 
+    replaces = ciphertext(**{"m.relates_to": {"rel_type": "m.replace", "event_id": said}})
+    later = [await bob.sends(room, replaces)]
+    not_hers = await alice.sends(room, replaces)
     await house.restart()
     assert not (await alice.event(room, said))["content"], "it stays so over a restart"
+    later.append(await bob.sends(room, replaces))
+    assert await alice.sees(later[-1])
+    for edit in later:
+        came = [one for one in alice.timeline[room] if one["event_id"] == edit]
+        assert [one["content"] for one in came] == [{}], "what is made of a hidden message later comes hidden"
+        assert not any(one["content"] for found in (await readings(alice, room, edit, root)).values() for one in found)
+        assert (await bob.event(room, edit))["content"], "and elsewhere nothing changes"
+    assert (await alice.event(room, not_hers))["content"], "only its own sender edits a message"
     [listed] = (await mod.calls("GET", f"{SAFETY}/restrictions", kind="hidden"))["restrictions"]
     assert listed["subject"] == said
     await takes(mod, "hide", said, undo=True)
     again = await readings(alice, room, said, root)
     assert all(found and all(one["content"] for one in found) for found in again.values()), "as if nothing had been"
+    for edit in later:
+        assert (await alice.event(room, edit))["content"], "its later edits are shown again with it"
     assert "not hidden" in (await mod.is_refused(takes(mod, "hide", said, undo=True))).text
     assert await logged(house) == ["hide", "undo.hide"]
 
@@ -157,6 +171,13 @@ async def test_what_is_hidden_for_a_time_or_by_itself_and_what_can_not_be_hidden
     await takes(mod, "hide", said)
     await takes(mod, "hide", said, undo=True)
     assert await _is_empty(alice, room, said), "what its sender took back stays taken back"
+    many = [await bob.sends(room) for _ in range(3)]
+    edits = [ciphertext(**{"m.relates_to": {"rel_type": "m.replace", "event_id": one}}) for one in many]
+    beside = await asyncio.gather(
+        *[bob.sends(room, edit) for edit in edits for _ in range(3)], *[takes(mod, "hide", one) for one in many]
+    )
+    for edit in [one for one in beside if isinstance(one, str)]:
+        assert await _is_empty(alice, room, edit), "nor does one slip through that comes at the same moment"
     topic = await alice.sets(room, "m.room.topic", {"topic": "rules"})
     assert "Only a message" in (await mod.is_refused(takes(mod, "hide", topic))).text
     assert (await mod.is_refused(takes(mod, "hide", "$" + 43 * "a"))).status == 404

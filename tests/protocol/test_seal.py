@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.errors import Refused
-from relay.protocol.seal import OPTIONAL_EVENTS, REPLACED, ROOM_EVENTS, Incoming, Seal, is_emoji
+from relay.protocol.seal import OPTIONAL_EVENTS, ROOM_EVENTS, Incoming, Seal, is_emoji
+from relay.protocol.shapes import REPLACED
 
 CANARY = "the quick brown canary"
 STANDARD = Seal("standard")
