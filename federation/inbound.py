@@ -23,6 +23,7 @@ from relay.errors import ApiError, BadEvent, BadJson, Forbidden, InvalidParam, L
 from relay.ids import MAX_ID_BYTES, is_room_id
 from relay.part import Part, TakesEdu
 from relay.protocol import event as events
+from relay.protocol.canonical import exact
 from relay.rooms.rooms import Rooms
 from relay.web import MAX_FEDERATION_BODY, Request, Route, get_list, get_optional_string
 
@@ -106,7 +107,7 @@ class Inbound(Part):
             self._busy[origin] -= 1
             if not self._busy[origin]:
                 del self._busy[origin]
-        self._answers[(origin, txn_id)] = answer
+        self._answers[(origin, txn_id)] = answer = exact(answer)
         while len(self._answers) > MAX_ANSWERS_KEPT:
             self._answers.popitem(last=False)
         return answer

@@ -150,7 +150,7 @@ class ServerAcl:
     @classmethod
     def of(cls, content: Mapping[str, Any] | None) -> ServerAcl:
         """From the content of the room's m.room.server_acl, None where it has none."""
-        return cls(content)
+        return _OPEN_TO_ALL if content is None else cls(content)
 
     def allows(self, server_name: str) -> bool:
         if not self._exists:  # Step 1.
@@ -164,3 +164,7 @@ class ServerAcl:
         if self._deny.match(host):  # Step 3.
             return False
         return self._allow.match(host)  # Steps 4 and 5.
+
+
+# Most rooms have none, and share this one.
+_OPEN_TO_ALL = ServerAcl(None)

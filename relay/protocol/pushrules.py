@@ -134,7 +134,18 @@ class EventView:
 
     @classmethod
     def of(cls, event: Event, *, member_count: int, levels: Levels | None = None) -> EventView:
-        fields = {**event.pdu, "room_id": event.room_id, "event_id": event.id}
+        fields = {
+            "type": event.type,
+            "sender": event.sender,
+            "content": event.content,
+            "room_id": event.room_id,
+            "event_id": event.id,
+            "origin_server_ts": event.origin_server_ts,
+        }
+        if event.state_key is not None:
+            fields["state_key"] = event.state_key
+        if event.redacts is not None:
+            fields["redacts"] = event.redacts
         return cls(fields, member_count=member_count, levels=levels)
 
     def value(self, path: tuple[str, ...]) -> Any:

@@ -195,9 +195,15 @@ class Room:
         value = (await self.content(event_type)).get(content_key)
         return value if isinstance(value, str) else None
 
+    @property
+    def weight(self) -> int:
+        """How many events it holds in memory."""
+        return len(self.recent) + len(self._kept)
+
     # --- for append.py
 
     def keep(self, event: Event) -> None:
+        event.settle()
         self._kept[event.id] = event
         self._kept.move_to_end(event.id)
         while len(self._kept) > MAX_EVENTS_KEPT:
@@ -268,6 +274,7 @@ class Room:
         """One more event in the timeline."""
         if len(self.recent) == self.recent.maxlen and self.recent[0].pos is not None:
             self.recent_floor = self.recent[0].pos
+        one.event.settle()
         self.recent.append(one)
 
     # --- loading
@@ -295,6 +302,7 @@ class Room:
         begun = partial.begun(query, self.nid)
         newest = store.latest(query, self.nid, self.version, begun, upto, RECENT_EVENTS)
         for one in newest:
+            one.event.settle()
             one.related = query.one("SELECT 1 FROM relations WHERE target_id = $1 LIMIT 1", one.id) is not None
         self.recent.extend(newest)
         if len(newest) == RECENT_EVENTS and newest[0].pos is not None:

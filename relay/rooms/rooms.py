@@ -26,6 +26,9 @@ from relay.rooms.state import States
 from relay.rooms.store import COLUMNS, HIDDEN, HISTORY, Stored, stored
 
 MAX_ROOMS_LOADED = 1_000
+# Of all rooms in memory together, some 3 KB each; they are counted after every so many rooms.
+MAX_EVENTS_LOADED = 40_000
+ROOMS_BEFORE_COUNTING = 32
 # How long a transaction waits for a join that is under way.
 ARRIVAL_SECONDS = 20.0
 # How long somebody waits for the members of a large room that was joined a moment ago.
@@ -66,6 +69,7 @@ class Rooms:
         self.states = States(db)
         self._loaded: OrderedDict[str, Room] = OrderedDict()
         self._loading: dict[str, asyncio.Future[Room | None]] = {}
+        self._put_since = 0
         # user -> room -> membership; of local users
         self._memberships: dict[str, dict[str, Membership]] = {}
         self._joined: dict[str, frozenset[str]] = {}
@@ -266,11 +270,25 @@ class Rooms:
     def _put(self, room: Room) -> None:
         self._loaded[room.room_id] = room
         if len(self._loaded) > MAX_ROOMS_LOADED:
-            for room_id, old in list(self._loaded.items())[: MAX_ROOMS_LOADED // 10]:
-                if not old.lock.locked() and not self._just_written(old):
-                    # Somebody may still hold it, about to take its lock: she has to see that it is no longer the room.
-                    old.dropped = True
-                    del self._loaded[room_id]
+            self._let_go(MAX_ROOMS_LOADED // 10)
+        self._put_since += 1
+        if self._put_since >= ROOMS_BEFORE_COUNTING:
+            self._put_since = 0
+            while sum(one.weight for one in self._loaded.values()) > MAX_EVENTS_LOADED and self._let_go(
+                max(1, len(self._loaded) // 10)
+            ):
+                pass
+
+    def _let_go(self, count: int) -> int:
+        """Of those that nobody asked for the longest. Returns how many went."""
+        gone = 0
+        for room_id, old in list(self._loaded.items())[:count]:
+            if not old.lock.locked() and not self._just_written(old):
+                # Somebody may still hold it, about to take its lock: she has to see that it is no longer the room.
+                old.dropped = True
+                del self._loaded[room_id]
+                gone += 1
+        return gone
 
     def _just_written(self, room: Room) -> bool:
         return bool(room.recent) and (room.recent[-1].pos or 0) > self.db.stable_pos()

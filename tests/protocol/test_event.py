@@ -75,6 +75,18 @@ def test_what_we_build_can_be_read_by_others(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
+def test_an_event_that_stays_in_memory_is_the_same_event(version: str) -> None:
+    for event in (message(version), DrawnRoom(version).create, DrawnRoom(version).state["m.room.member", ALICE]):
+        settled = events.parse(event.pdu, event.version).settle()
+        for field in Event.__slots__:
+            if field != "_pdu":
+                assert getattr(settled, field) == getattr(event, field), f"{field} is the same"
+        assert settled.pdu == event.pdu and events.hash_matches(settled) and verified(settled, "one.example")
+        assert settled.settle().raw == event.raw, "settled twice it changes no more"
+        assert events.redacted(settled).pdu == events.redacted(event).pdu
+
+
+@pytest.mark.parametrize("version", ALL)
 def test_an_id_is_the_hash_in_the_letters_of_its_version(version: str) -> None:
     ids = [message(version, body=str(number)).id for number in range(40)]
     letters = string.ascii_letters + string.digits + ("+/" if version == "3" else "-_")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from relay.config import Limits, Rate
-from relay.rooms import store
+from relay.rooms import rooms, store
 from tests.rooms.ground import V3, Ground, ciphertext
 
 
@@ -245,3 +247,18 @@ async def test_audit_names_the_rule_of_every_event(ground: Ground) -> None:
     counts, findings = await ground.db.read(ground.part.audit)
     assert {f.table for f in findings} == {"events", "memberships"}, "a readable row is a finding"
     assert all("planted" not in f.text for f in findings), "which never repeats what it found"
+
+
+async def test_memory_holds_only_so_many_events(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "MAX_EVENTS_LOADED", 60)
+    monkeypatch.setattr(rooms, "ROOMS_BEFORE_COUNTING", 1)
+    alice = ground.person("alice")
+    first = await alice.creates()
+    await alice.says(first, "hello")
+    for _ in range(12):
+        await alice.creates()
+    loaded = [room for room_id in ground.rooms.loaded_ids() if (room := ground.rooms.loaded(room_id)) is not None]
+    assert sum(room.weight for room in loaded) <= 60 + max(room.weight for room in loaded)
+    assert ground.rooms.loaded(first) is None, "whom nobody asks for goes first"
+    await alice.says(first, "and again")
+    assert await _events(ground) == 2, "and is there as soon as somebody asks"
