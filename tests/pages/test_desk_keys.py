@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.pages.browsers import Browsers
-from tests.pages.desk_people import PASSPHRASE, has_keys, makes_moderator, puts_key_in
+from tests.pages.desk_people import PASSPHRASE, has_keys, makes_moderator, puts_key_in, reports
 from tests.town import Town
 
 
@@ -54,3 +56,36 @@ async def test_a_key_lives_in_the_browser_only(town: Town, browsers: Browsers) -
     on_disk = b"".join(file.read_bytes() for file in house.files())
     for text in (secret.text, made):
         assert text.encode() not in on_disk and text.replace("-", "").encode() not in on_disk, "the relay never had it"
+
+
+NO_CURVE = """const usual = crypto.subtle.generateKey.bind(crypto.subtle);
+crypto.subtle.generateKey = (how, ...more) =>
+  how.name === "X25519" ? Promise.reject(new DOMException("Unrecognized name.", "NotSupportedError")) : usual(how, ...more);"""
+NO_HTTPS = "Object.defineProperty(crypto, 'subtle', { value: undefined });"
+
+
+@pytest.mark.parametrize(("lacks", "cure"), [(NO_CURVE, "Take Firefox 130"), (NO_HTTPS, "by its https:// address")])
+async def test_a_browser_that_can_not_open_keys_says_what_to_do(
+    town: Town, browsers: Browsers, lacks: str, cure: str
+) -> None:
+    house = await town.relay("one")
+    alice, victim, mallory = await town.users("alice@one", "victim@one", "mallory@one")
+    await makes_moderator(house, alice)
+    secret = await has_keys(house, alice)
+    room = await victim.creates_room(with_=mallory)
+    await reports(victim, room, await mallory.sends(room), "please look")
+    reader = await browsers.open()
+    await reader.signs_in(alice, "/_relay/desk/keys")
+    await puts_key_in(reader, secret)
+    await reader.context.add_init_script(lacks)
+    await reader.goes_to("/_relay/desk/keys")
+    await reader.page.locator("#list-warning", has_text=cure).wait_for()
+    await reader.page.locator("#test-passphrase").fill(PASSPHRASE)
+    await reader.page.keyboard.press("Enter")
+    await reader.page.locator("#key-says", has_text=cure).wait_for()
+    await reader.goes_to("/_relay/desk")
+    await reader.follows("No. 1")
+    await reader.page.locator("#passphrase").fill(PASSPHRASE)
+    await reader.page.keyboard.press("Enter")
+    await reader.page.get_by_text(cure).wait_for()
+    await reader.is_content()

@@ -111,6 +111,17 @@ const relayKeys = (() => {
   const keyIdOf = async (sealKey, signKey) =>
     hex(await sha256(join(text.encode("relay moderator key id"), sealKey, signKey))).slice(0, 32);
 
+  /* Before anything is asked of her: what this browser lacks would else look like a wrong passphrase. */
+  const requireBrowser = async () => {
+    if (!crypto.subtle) throw new Refused("A browser opens keys only over https. Open this page by its https:// address.");
+    try {
+      await crypto.subtle.generateKey({ name: "X25519" }, false, ["deriveBits"]);
+      await crypto.subtle.generateKey({ name: "Ed25519" }, false, ["sign", "verify"]);
+    } catch (_) {
+      throw new Refused("This browser is too old for moderators' keys. Take Firefox 130, Chrome or Edge 137, Safari 17, or a later one.");
+    }
+  };
+
   /* The key that follows from 32 secret bytes. Whoever holds this object can open and sign. */
   const keyOf = async (secret) => {
     const make = async (name, curve, info, use) => {
@@ -335,7 +346,7 @@ const relayKeys = (() => {
   const removeFromList = (key, before, keyId, now) => signList(key, before, before.keys.filter((one) => one.key_id !== keyId), now);
 
   return {
-    Refused, toBase64, fromBase64, makeKey, keyOf, secretText, publicText, readPublic, readSecret, lockKey, unlockKey,
+    Refused, toBase64, fromBase64, requireBrowser, makeKey, keyOf, secretText, publicText, readPublic, readSecret, lockKey, unlockKey,
     openEnvelope, sealEnvelope, rewrapEnvelope, answerTest, followChain, listDigest, counting, addToList, removeFromList,
   };
 })();

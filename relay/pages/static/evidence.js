@@ -3,7 +3,7 @@
 "use strict";
 
 (() => {
-const { openEnvelope, sealEnvelope, readPublic, unlockKey, fromBase64, toBase64 } = relayKeys;
+const { openEnvelope, sealEnvelope, readPublic, requireBrowser, unlockKey, fromBase64, toBase64 } = relayKeys;
 const { element } = relayMedia;
 
 const KEY = "relay.moderator.key";
@@ -38,6 +38,7 @@ async function open() {
   say("Opening …", "");
   let key;
   try {
+    await requireBrowser();
     key = await unlockKey(JSON.parse(stored), passphrase.value);
   } catch (error) {
     say(error.message || "The passphrase does not open your key. Try again.");

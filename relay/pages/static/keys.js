@@ -83,6 +83,7 @@
   }
 
   async function checkList() {
+    await relayKeys.requireBrowser();
     const answer = await fetch("/_relay/desk/keys/list", { redirect: "error" });
     if (!answer.ok) return null;
     const { lists } = await answer.json();
@@ -95,7 +96,7 @@
   const doing = (what) => async (event) => {
     event.preventDefault();
     event.stopPropagation();
-    try { await what(event); } catch (error) { say(error.message || "That did not work."); }
+    try { await relayKeys.requireBrowser(); await what(event); } catch (error) { say(error.message || "That did not work."); }
   };
 
   at("put-key").addEventListener("submit", doing(async () => keep(await relayKeys.readSecret(at("secret").value))));
