@@ -69,7 +69,9 @@ def _init(arguments: argparse.Namespace) -> int:
         raise OperatorError(f"{bad}.") from None
     done = folder.make(data_dir)
     with control.locked(data_dir):
-        prepared = folder.prepare(data_dir, name, listener, performer=arguments.performer)
+        prepared = folder.prepare(
+            data_dir, name, listener, performer=arguments.performer, public_base_url=arguments.public_base_url
+        )
     for line in (*done, *prepared.done):
         print(line)
     if not prepared.done:
@@ -312,6 +314,11 @@ def _parser() -> argparse.ArgumentParser:
                 "--performer",
                 action="store_true",
                 help="for a performer's own relay: invites of strangers are held back until she lets them in",
+            )
+            command.add_argument(
+                "--public-base-url",
+                metavar="URL",
+                help="where apps reach the relay, for a new config, such as https://matrix.example.org",
             )
             command.add_argument("--address", metavar="IP", help="where the relay listens (default: 127.0.0.1)")
             command.add_argument(

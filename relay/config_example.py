@@ -25,7 +25,9 @@ _WIDTH = 110
 _SAMPLE = re.compile(r"\s*Example: (\S+)\Z")
 
 
-def first_config(server_name: str, listener: Listener, *, performer: bool = False) -> str:
+def first_config(
+    server_name: str, listener: Listener, *, performer: bool = False, public_base_url: str | None = None
+) -> str:
     """The config that `relay init` and the first start write; `performer` closes the contact gate to strangers."""
     lines = [
         "# Sealed Relay. `relay config example` prints every setting with its explanation; what is left out has its default.",
@@ -39,6 +41,8 @@ def first_config(server_name: str, listener: Listener, *, performer: bool = Fals
     ]
     if listener.trusted_proxies != Listener().trusted_proxies:
         lines.append(f"    trusted_proxies: {_scalar(listener.trusted_proxies)}")
+    if public_base_url is not None:
+        lines += ["", "# Where apps reach the relay.", f"public_base_url: {_scalar(public_base_url)}"]
     if performer:
         lines += [
             "",

@@ -48,7 +48,14 @@ def make(data_dir: Path) -> list[str]:
     return [f"made the data folder {data_dir}"]
 
 
-def prepare(data_dir: Path, server_name: str | None, listener: Listener, *, performer: bool = False) -> Prepared:
+def prepare(
+    data_dir: Path,
+    server_name: str | None,
+    listener: Listener,
+    *,
+    performer: bool = False,
+    public_base_url: str | None = None,
+) -> Prepared:
     """Config (with this listener) and signing key, made where this is the first start. The caller holds the folder's lock."""
     done: list[str] = []
     path = data_dir / config.CONFIG_NAME
@@ -58,7 +65,7 @@ def prepare(data_dir: Path, server_name: str | None, listener: Listener, *, perf
                 f"{data_dir} holds a database but no {config.CONFIG_NAME}. Put your copy of it back: a new one could carry another server name."
             )
         name = server_name or DEFAULT_SERVER_NAME
-        text = config_example.first_config(name, listener, performer=performer)
+        text = config_example.first_config(name, listener, performer=performer, public_base_url=public_base_url)
         config.parse(text, "the new config")  # a bad name or address is refused before anything is written
         write_durably(path, text.encode(), SECRET_MODE)
         done.append(f"wrote the config {path} for the server name {name}")

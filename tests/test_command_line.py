@@ -217,6 +217,16 @@ def test_a_performers_relay_begins_with_its_contact_gate_closed(tmp_path: Path) 
         assert settings.federation.enabled and not settings.federation.allow, "the doors to other servers stand open"
 
 
+def test_where_apps_reach_a_relay_behind_a_proxy_is_said_once(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    made = ("init", "--server-name", "her.example", "--data", str(data), "--public-base-url")
+    wrong = _relay(*made, "matrix.her.example")
+    assert wrong.returncode != 0 and "https://" in wrong.stderr, "a whole address, it says"
+    assert not (data / config.CONFIG_NAME).exists()
+    assert _relay(*made, "https://matrix.her.example").returncode == 0
+    assert config.load(data / config.CONFIG_NAME).public_base_url == "https://matrix.her.example"
+
+
 def test_registration_tokens(tmp_path: Path) -> None:
     data = str(tmp_path / "data")
     _relay("init", "--server-name", "localhost", "--data", data)
