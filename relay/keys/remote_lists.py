@@ -69,8 +69,8 @@ class RemoteLists(Part):
         """(the lists that could be had, the servers that could not be asked, with the reason)."""
         found: dict[str, KeyList] = {}
         missing: dict[str, list[str]] = {}
-        for user_id, known in (await self._published.lists(user_ids)).items():
-            if self._good(user_id, known):
+        for user_id, known in (await self._kept(user_ids)).items():
+            if known.held:
                 found[user_id] = known
             else:
                 missing.setdefault(server_of(user_id), []).append(user_id)
@@ -96,8 +96,7 @@ class RemoteLists(Part):
             lock = self._locks[server] = asyncio.Lock()
         # Everybody here asks at once when a performer elsewhere has a new device: one of them goes, the others wait.
         async with lock:
-            known = await self._published.lists(wanted)
-            found = {user_id: kept for user_id, kept in known.items() if self._good(user_id, kept)}
+            found = {user_id: known for user_id, known in (await self._kept(wanted)).items() if known.held}
             missing = [user_id for user_id in wanted if user_id not in found]
             keep = {user_id: object() for user_id in missing if await self._rooms.local_neighbours(user_id)}
             self._tickets.update(keep)
@@ -119,8 +118,10 @@ class RemoteLists(Part):
                         del self._tickets[user_id]
             return found | fetched
 
-    def _good(self, user_id: str, known: KeyList) -> bool:
-        return known.held and user_id not in self._doomed
+    async def _kept(self, user_ids: Collection[str]) -> dict[str, KeyList]:
+        # What is doomed when they are asked for may be gone when they are read, or not yet.
+        doomed = [user_id for user_id in user_ids if user_id in self._doomed]
+        return {**await self._published.lists(user_ids), **{user_id: KeyList(held=False) for user_id in doomed}}
 
     async def _user_devices(self, server: str, user_id: str) -> KeyList:
         try:
