@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from sys import intern
 from typing import Any
 
 import orjson
 
 from relay.errors import BadEvent, BadJson, TooLarge
-from relay.ids import is_room_id, is_user_id, server_of
+from relay.ids import is_room_id, is_user_id, server_of, shared
 from relay.protocol.canonical import (
     check_strict,
     encode,
@@ -131,8 +130,8 @@ class Event:
         if self._pdu is None:
             return self
         self._raw, self._pdu = exact(self.raw), None
-        self.id, self.room_id, self.sender, self.type = map(intern, (self.id, self.room_id, self.sender, self.type))
-        self.prev_events, self.auth_events = tuple(map(intern, self.prev_events)), tuple(map(intern, self.auth_events))
+        self.id, self.room_id, self.sender, self.type = map(shared, (self.id, self.room_id, self.sender, self.type))
+        self.prev_events, self.auth_events = tuple(map(shared, self.prev_events)), tuple(map(shared, self.auth_events))
         if self.key is not None:
             self.key = (self.type, self.key[1])
         return self

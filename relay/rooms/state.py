@@ -6,7 +6,6 @@ here its inputs are gathered and its result is recorded.
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
@@ -14,6 +13,7 @@ from typing import Generic, NamedTuple, TypeVar
 import orjson
 
 from relay.db import Database, Query, Tx
+from relay.ids import shared
 from relay.protocol.event import Event
 from relay.protocol.resolve import needed, resolve
 from relay.protocol.versions import RoomVersion
@@ -286,7 +286,7 @@ class _Read(Mapping[str, Event]):
             some = lacking[start : start + IDS_AT_ONCE]
             # One text for any number of IDs, so that the statement is prepared once.
             for event_id, raw in self._query.all(_JSON, *some, *some[-1:] * (IDS_AT_ONCE - len(some))):
-                known[event_id] = cited[sys.intern(event_id)] = tuple(map(sys.intern, orjson.loads(raw)["auth_events"]))
+                known[event_id] = cited[shared(event_id)] = tuple(map(shared, orjson.loads(raw)["auth_events"]))
         return [known[event_id] for event_id in event_ids]
 
     def is_rejected(self, event_id: str) -> bool:

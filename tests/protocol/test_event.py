@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relay import ids as identifiers
 from relay.errors import BadEvent, BadJson, TooLarge
 from relay.protocol import event as events
 from relay.protocol.canonical import encode, from_base64
@@ -84,6 +85,17 @@ def test_an_event_that_stays_in_memory_is_the_same_event(version: str) -> None:
         assert settled.pdu == event.pdu and events.hash_matches(settled) and verified(settled, "one.example")
         assert settled.settle().raw == event.raw, "settled twice it changes no more"
         assert events.redacted(settled).pdu == events.redacted(event).pdu
+        other = events.load(event.raw, "".join(event.id), event.version).settle()
+        assert other.room_id is settled.room_id and other.auth_events == settled.auth_events
+        assert all(one is same for one, same in zip(other.auth_events, settled.auth_events, strict=True)), "one copy"
+
+
+def test_of_shared_identifiers_only_so_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identifiers, "_shared", {})
+    monkeypatch.setattr(identifiers, "MAX_SHARED", 10)
+    for number in range(95):
+        assert identifiers.shared(f"@user{number}:one.example") == f"@user{number}:one.example"
+    assert len(identifiers._shared) <= 10
 
 
 @pytest.mark.parametrize("version", ALL)
