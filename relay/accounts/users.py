@@ -6,7 +6,7 @@ What a person shows to others is `people/profile`. Spec: appendices/#user-identi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,8 @@ class Users(Part):
         self._clock = clock
         self._suffix = f":{server_name}"
         self._taken: set[str] = set()
+        # After somebody became an administrator, or is none any more.
+        self.on_rank: list[Callable[[], None]] = []
 
     # --- names
 
@@ -187,6 +189,8 @@ class Users(Part):
                 raise UserInUse("This user name is taken. Take another one.")
 
         tx.call(insert)
+        if admin:
+            tx.after(self._rank_changed)
 
     def set_password(self, tx: Tx, user_id: str, password_hash: str) -> None:
         tx.run("UPDATE users SET password_hash = $2 WHERE user_id = $1 AND deactivated = 0", user_id, password_hash)
@@ -194,6 +198,11 @@ class Users(Part):
     def set_admin(self, tx: Tx, user_id: str, admin: bool) -> None:
         """The caller also has `sessions.forget(user_id)` run after the commit."""
         tx.run("UPDATE users SET admin = $2 WHERE user_id = $1", user_id, int(admin))
+        tx.after(self._rank_changed)
+
+    def _rank_changed(self) -> None:
+        for told in self.on_rank:
+            told()
 
     def set_locked(self, tx: Tx, user_id: str, locked: bool) -> None:
         tx.run("UPDATE users SET locked = $2 WHERE user_id = $1", user_id, int(locked))

@@ -57,10 +57,9 @@ class Appservices:
         self._db = db
         self._clock = clock
         self._devices = devices
-        self.services = Services(registrations, db, users, devices)
+        self.services = Services(registrations, db, clock, users, devices)
         self.asking = Asking(self.services, speaks, users)
         self._delivery: Delivery | None = None
-        self._moderators: Callable[[], Awaitable[Sequence[str]]] | None = None
         doors.services = self.services
 
     def answer_for_names(self, login: Login, register: Register, profiles: Profiles, directory: Directory) -> None:
@@ -88,12 +87,12 @@ class Appservices:
 
         def teller(one: Registration, whereabouts: Whereabouts) -> Teller:
             return Teller(
-                one, self._db, bell, rooms, whereabouts, to_device, published, one_time_keys, stripped,
+                one, self.services, self._db, bell, rooms, whereabouts, to_device, published, one_time_keys, stripped,
             )  # fmt: skip
 
         delivery = self._delivery = Delivery(
             self.services.all, self._db, bell, self._clock, self.asking, self._devices, receipts, typing, presence,
-            partial(Whereabouts, rooms=rooms), teller, rooms.departed,
+            partial(Whereabouts, services=self.services, rooms=rooms), teller, rooms.departed,
         )  # fmt: skip
         self.services.heard_from = delivery.heard_from
         lists = RoomLists(self.services, self._db, rooms)
@@ -102,29 +101,31 @@ class Appservices:
 
     def lend_no_powers(self, login: Login, persons: Persons) -> None:
         """A namespace may cover somebody who moderates; no service gets to be her."""
-        self._moderators = persons.moderators
+        self.services.moderating.who = persons.moderators
         login.moderates = persons.is_moderator
 
     async def check(self) -> list[dict[str, str]]:
         """Findings for `relay check`: moderators within a namespace."""
-        if not self.services.any or self._moderators is None:
+        who = self.services.moderating.who
+        if not self.services.any or who is None:
             return []
         return [
             {
                 "severity": "warning",
-                "what": f"The namespace of the application service {one.id} covers {user_id}, who moderates here. The service acts in "
-                "her name, reads and sends as she, but has none of her powers.",
+                "what": f"The namespace of the application service {one.id} covers {user_id}, who moderates here. The service is "
+                "refused wherever it tries to act for this person, and is told nothing on their account.",
                 "todo": f"Narrow namespaces.users in {one.file}, so that no person's account matches.",
             }
-            for user_id in await self._moderators()
+            for user_id in await who()
             for one in self.services.all
-            if self.services.owned(one, user_id) and not self.services.is_itself(one.id, user_id)
+            if self.services.covers(one, user_id) and not self.services.is_itself(one.id, user_id)
         ]  # fmt: skip
 
     async def prepare(self) -> None:
         """Before anybody is answered."""
         if self.services.any:
             await self.services.prepare()
+            await self.services.moderating.look()
         if await self.check():
             log.warning("the namespace of an application service covers a moderator; relay check says whose")
         if self._delivery is not None:

@@ -160,7 +160,7 @@ class Delivery(Part):
             lane.receipts.extend(await self._db.read(self._receipts.since, pos, MAX_RECEIPTS))
         if one.encrypts:
             devices = await self._db.read(self._devices.of_everybody)
-            lane.teller.devices.update(device for device in devices if lane.teller.owned(device[0]))
+            lane.teller.devices.update(device for device in devices if lane.teller.covers(device[0]))
 
     # --- what is noted as it happens
 
@@ -177,7 +177,7 @@ class Delivery(Part):
 
     def _device_added(self, user_id: str, device_id: str) -> None:
         for lane in self._lanes.values():
-            if lane.one.encrypts and lane.teller.owned(user_id):
+            if lane.one.encrypts and lane.teller.covers(user_id):
                 lane.teller.devices.add((user_id, device_id))
 
     def _device_deleted(self, tx: Tx, user_id: str, device_id: str) -> None:

@@ -1,12 +1,12 @@
 """Who the application services are, and whom each acts for: behind a token, at a name, at a door.
 
 A service's token stands for its own user or, where the request names one of its namespaces, for that user, and for a
-device of theirs. Nothing here talks to a service. Spec: application-service-api/#client-server-api-extensions.
+device of theirs; never for somebody who moderates here, whom a namespace covers. Nothing here talks to a service. Spec: application-service-api/#client-server-api-extensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 
 from relay.accounts import users as accounts
@@ -14,6 +14,7 @@ from relay.accounts.devices import Devices
 from relay.accounts.namespaces import Exclusive
 from relay.accounts.users import Users
 from relay.appservices.registration import Registration
+from relay.clock import Clock
 from relay.db import Database, Query
 from relay.doors import OpenDoors
 from relay.errors import ApiError, Forbidden
@@ -22,13 +23,40 @@ from relay.web import Caller
 
 # The parameter's name before it was standard.
 DEVICE_PARAMETERS = ("device_id", "org.matrix.msc3202.device_id")
+# An administrator is told of at once; a moderator's key counts a day after it was listed anyway.
+LOOK_AGAIN_SECONDS = 60.0
+
+
+class Moderating:
+    """Who moderates here, as far as services have to know: they act for none of them, and hear nothing on their account."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._looked: float | None = None
+        self.people: frozenset[str] = frozenset()
+        # The server sets it: moderation is built later.
+        self.who: Callable[[], Awaitable[Sequence[str]]] | None = None
+
+    async def look(self) -> frozenset[str]:
+        now = self._clock.monotonic()
+        if self.who is not None and (self._looked is None or now - self._looked >= LOOK_AGAIN_SECONDS):
+            self._looked = now
+            self.people = frozenset(await self.who())
+        return self.people
+
+    def look_again(self) -> None:
+        self._looked = None
 
 
 class Services:
     """Implements `web.AssertsIdentities` and `accounts.namespaces.Namespaces`."""
 
-    def __init__(self, registrations: Sequence[Registration], db: Database, users: Users, devices: Devices) -> None:
+    def __init__(
+        self, registrations: Sequence[Registration], db: Database, clock: Clock, users: Users, devices: Devices
+    ) -> None:
         self.all = tuple(registrations)
+        self.moderating = Moderating(clock)
+        users.on_rank.append(self.moderating.look_again)
         self._db = db
         self._users = users
         self._devices = devices
@@ -56,8 +84,17 @@ class Services:
     def get(self, service: str) -> Registration | None:
         return self._by_id.get(service)
 
-    def owned(self, one: Registration, user_id: str) -> bool:
+    def covers(self, one: Registration, user_id: str) -> bool:
+        """Whether the user is the service's by name."""
         return one.acts_for(user_id, self._server_name)
+
+    def owned(self, one: Registration, user_id: str) -> bool:
+        """Whether the service is or may be this user."""
+        return self.covers(one, user_id) and not self.keeps_off(one, user_id)
+
+    def keeps_off(self, one: Registration, user_id: str) -> bool:
+        """Its own user may be made an administrator by the operator, as Draupnir needs it."""
+        return user_id in self.moderating.people and user_id != one.sender(self._server_name)
 
     def reserved(self, user_id: str) -> bool:
         return any(
@@ -68,7 +105,7 @@ class Services:
 
     def acts_for(self, service: str, user_id: str) -> bool:
         one = self._by_id.get(service)
-        return one is not None and self.owned(one, user_id)
+        return one is not None and self.covers(one, user_id)
 
     def is_itself(self, service: str, user_id: str) -> bool:
         one = self._by_id.get(service)
@@ -102,7 +139,7 @@ class Services:
             self.heard_from(one.id)
         sender = one.sender(self._server_name)
         user_id = query.get("user_id") or sender
-        if not self.owned(one, user_id):
+        if not self.covers(one, user_id):
             raise Forbidden(f"This service can't act for {user_id}: its registration has no namespace for this user.")
         device_id = next((query[name] for name in DEVICE_PARAMETERS if query.get(name)), "")
         user, has_device = await self._db.read(self._look, user_id, device_id)
@@ -112,14 +149,16 @@ class Services:
             )
         if user.deactivated:
             raise ApiError(f"The account {user_id} is closed for good.", status=403, errcode="M_USER_DEACTIVATED")
+        if user_id != sender and (user.admin or user_id in await self.moderating.look()):
+            raise Forbidden(
+                f"{user_id} moderates here, so no service acts for them. Take them out of namespaces.users in its registration."
+            )
         if not has_device:
             raise ApiError(
                 f"{user_id} has no device {device_id!r}. Make it first: PUT /_matrix/client/v3/devices/{{deviceId}}.",
                 errcode="M_UNKNOWN_DEVICE",
             )
         limited = one.rate_limited and user_id != sender
-        # A namespace lends names, not powers: whoever runs the service is no administrator, whomever it covers. Its own user may
-        # be made one by the operator, as Draupnir needs it.
         rank = user.admin and user_id == sender and not user.suspended
         return Caller(user_id, device_id, 0, rank, user.locked, one.id, limited)
 

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from relay.appservices.registration import Registration
+from relay.appservices.services import Services
 from relay.appservices.whereabouts import Whereabouts
 from relay.bell import Bell
 from relay.db import Database, Query, Row, Tx
@@ -86,6 +87,7 @@ class Teller:
     def __init__(
         self,
         one: Registration,
+        services: Services,
         db: Database,
         bell: Bell,
         rooms: Rooms,
@@ -96,6 +98,7 @@ class Teller:
         stripped: Callable[[Room, str], Awaitable[list[Any]]],
     ) -> None:
         self._one = one
+        self._services = services
         self._db = db
         self._bell = bell
         self._rooms = rooms
@@ -107,10 +110,20 @@ class Teller:
         # Of its users, where it keeps their keys; the delivery fills it and follows the changes.
         self.devices: set[Device] = set()
 
+    def covers(self, user_id: str) -> bool:
+        return self._services.covers(self._one, user_id)
+
     def owned(self, user_id: str | None) -> bool:
-        return user_id is not None and self._one.acts_for(user_id, self._rooms.server_name)
+        return user_id is not None and self._services.owned(self._one, user_id)
+
+    def _hers(self) -> set[Device]:
+        """The devices of those for whom it may act now."""
+        if not self._services.moderating.people:
+            return self.devices
+        return {device for device in self.devices if not self._services.keeps_off(self._one, device[0])}
 
     async def tell(self, after: int, upto: int) -> Told:
+        await self._services.moderating.look()
         read = await self._db.read(self._read, after, upto, self._rung(after))
         told = Told(read.upto)
         concerned = [one for one in read.events if one.shown and self._concerns(one, read.aliases)]
@@ -134,7 +147,7 @@ class Teller:
     def _rung(self, after: int) -> list[Device]:
         """The devices that may have got messages."""
         found = []
-        for user_id, device_id in sorted(self.devices):
+        for user_id, device_id in sorted(self._hers()):
             topics = self._bell.topics(user_id, after)
             if topics is None or TO_DEVICE in topics:
                 found.append((user_id, device_id))
@@ -261,7 +274,8 @@ class Teller:
 
     async def _count(self, told: Told) -> None:
         got = {(one["to_user_id"], one["to_device_id"]) for one in told.to_device}
-        devices = self.devices if len(self.devices) <= MAX_DEVICES_COUNTED else got & self.devices
+        hers = self._hers()
+        devices = hers if len(hers) <= MAX_DEVICES_COUNTED else got & hers
         for user_id, device_id in sorted(devices):
             supply = await self._one_time_keys.supply(user_id, device_id)
             told.counts.setdefault(user_id, {})[device_id] = supply.counts

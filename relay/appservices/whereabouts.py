@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from relay.appservices.registration import Registration
+from relay.appservices.services import Services
 from relay.rooms.rooms import Membership, Rooms
 
 # Member events of rooms that are not ours to know; an invite that is forgotten here still stands among the memberships.
@@ -28,12 +29,12 @@ class Move:
 
 
 class Whereabouts:
-    def __init__(self, one: Registration, rooms: Rooms) -> None:
+    def __init__(self, one: Registration, services: Services, rooms: Rooms) -> None:
         self._one = one
+        self._services = services
         self._rooms = rooms
-        self._server_name = rooms.server_name
         self._joined: dict[str, dict[str, int]] = {}  # room -> user -> since when
-        self._ended: dict[str, list[tuple[int, int]]] = {}  # room -> (since, until) of stays that are over
+        self._ended: dict[str, list[tuple[int, int, str]]] = {}  # room -> (since, until, user) of stays that are over
         self._moves: deque[Move] = deque(maxlen=MAX_MOVES)
 
     def begin(self, pos: int, departed: Iterable[tuple[str, str, int]]) -> None:
@@ -47,11 +48,15 @@ class Whereabouts:
                         self._moves.append(Move(mine.pos, room_id, user_id, mine.event_id))
         for room_id, user_id, until in departed:
             if self._owned(user_id):
-                self._ended.setdefault(room_id, []).append((0, until))
+                self._ended.setdefault(room_id, []).append((0, until, user_id))
         self._rooms.on_local_membership.append(self._take)
 
     def _owned(self, user_id: str) -> bool:
-        return self._one.acts_for(user_id, self._server_name)
+        """By name: who moderates is left out when it is asked, since that may change."""
+        return self._services.covers(self._one, user_id)
+
+    def _counts(self, user_id: str) -> bool:
+        return not self._services.keeps_off(self._one, user_id)
 
     def _take(self, room_id: str, user_id: str, before: Membership | None) -> None:
         now = self._rooms.memberships(user_id)[room_id]
@@ -63,7 +68,7 @@ class Whereabouts:
             here.setdefault(user_id, now.since_pos)
         elif since is not None:
             del here[user_id]
-            self._ended.setdefault(room_id, []).append((since, now.pos))
+            self._ended.setdefault(room_id, []).append((since, now.pos, user_id))
         if not here:
             del self._joined[room_id]
         if now.event_id:
@@ -72,20 +77,24 @@ class Whereabouts:
     # --- what is asked
 
     def in_room(self, room_id: str) -> bool:
-        return room_id in self._joined
+        return any(map(self._counts, self._joined.get(room_id, ())))
 
     def were_in_room(self, room_id: str, pos: int) -> bool:
         """Whether one of them was joined when this happened."""
         here = self._joined.get(room_id)
-        if here is not None and any(since <= pos for since in here.values()):
+        if here is not None and any(since <= pos and self._counts(user_id) for user_id, since in here.items()):
             return True
-        return any(since <= pos <= until for since, until in self._ended.get(room_id, ()))
+        return any(
+            since <= pos <= until and self._counts(user_id) for since, until, user_id in self._ended.get(room_id, ())
+        )
 
     def rooms(self) -> frozenset[str]:
-        return frozenset(self._joined)
+        if not self._services.moderating.people:
+            return frozenset(self._joined)
+        return frozenset(room_id for room_id, here in self._joined.items() if any(map(self._counts, here)))
 
     def moves(self, after: int, upto: int) -> list[Move]:
-        return [one for one in self._moves if after < one.pos <= upto]
+        return [one for one in self._moves if after < one.pos <= upto and self._counts(one.user_id)]
 
     def told(self, pos: int) -> None:
         """The service knows everything up to here."""

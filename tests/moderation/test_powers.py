@@ -11,7 +11,7 @@ from relay.moderation.moderator_secret import ModeratorSecret
 from tests.appservices.service import Service
 from tests.moderation.casehouse import SAFETY, Desk, casework, desk, notices_of
 from tests.pages.visitors import Visitor
-from tests.people import Person, path, until
+from tests.people import Person, ciphertext, path, until
 from tests.town import Town
 
 REASONS = {"ground": "terms:3", "facts": "Sent the same advertisement to many people."}
@@ -114,7 +114,7 @@ async def test_a_token_ends_with_what_stood_behind_it(town: Town, why: str) -> N
     assert (await mod.house.command("moderation.verify"))["sound"]
 
 
-async def test_a_namespace_lends_a_name_and_no_powers(town: Town) -> None:
+async def test_no_service_acts_for_somebody_who_moderates(town: Town) -> None:
     bridge = Service(town.http, "bridge")
     await bridge.opens()
     try:
@@ -134,11 +134,40 @@ async def test_a_namespace_lends_a_name_and_no_powers(town: Town) -> None:
             refused = await bridge.is_refused(bridge.acts(mod.person.id, method, where, body))
             assert refused.status == 403, f"{method} {where}"
         assert (await bridge.is_refused(bridge.acts(mod.person.id, "GET", f"{SAFETY}/reports"))).status == 401
+        hers = await mod.person.creates_room()
+        for method, where, body in (
+            ("GET", "account/whoami", None),
+            ("GET", "sync", None),
+            ("GET", f"{path('rooms', hers)}/messages?dir=b", None),
+            ("PUT", f"{path('rooms', hers)}/send/m.room.encrypted/1", ciphertext()),
+            ("POST", "createRoom", {}),
+            ("PUT", f"{path('profile', mod.person.id)}/displayname", {"displayname": "not her"}),
+        ):
+            refused = await bridge.is_refused(bridge.acts(mod.person.id, method, where, body))
+            assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN"), f"{method} {where}"
+            assert "moderates here" in refused.text and "namespaces.users" in refused.text, "it says what to do"
+        assert (await bridge.acts(bob.id, "GET", "account/whoami"))["user_id"] == bob.id, "for others as before"
         sign_in = {"type": "m.login.application_service", "identifier": {"type": "m.id.user", "user": "mod"}}
         assert (await bridge.is_refused(bridge.calls("POST", "login", sign_in))).errcode == "M_EXCLUSIVE"
         sign_in["identifier"] = {"type": "m.id.user", "user": "bob"}
         assert (await bridge.calls("POST", "login", sign_in))["user_id"] == bob.id, "others as the standard says"
-        assert (await bridge.acts(mod.person.id, "GET", "account/whoami"))["user_id"] == mod.person.id
+        his, shared = await bob.creates_room(), await mod.person.creates_room(with_=bob)
+        for room in (hers, his, shared):
+            await (bob if room == his else mod.person).sends(room)
+
+        async def is_told(*rooms: str) -> bool:
+            return {event["room_id"] for event in bridge.told() if event["type"] == "m.room.encrypted"} >= set(rooms)
+
+        assert await until(lambda: is_told(his, shared)) and not await is_told(hers), (
+            "nor is it told of what is hers alone"
+        )
+
+        # Who becomes one, and who is one no more.
+        assert (await bridge.acts(bob.id, "GET", "account/whoami"))["user_id"] == bob.id
+        await mod.house.command("user.admin", user="bob", admin=True)
+        assert (await bridge.is_refused(bridge.acts(bob.id, "GET", "account/whoami"))).status == 403
+        await mod.house.command("user.admin", user="bob", admin=False)
+        assert (await bridge.acts(bob.id, "GET", "account/whoami"))["user_id"] == bob.id
         found = [one["what"] for one in await mod.house.command("check") if one["severity"] == "warning"]
         assert any("bridge covers @mod:" in one for one in found) and not any("covers @bob" in one for one in found)
 
