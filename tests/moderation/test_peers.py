@@ -10,6 +10,7 @@ import pytest
 from relay.errors import ApiError, RemoteError
 from relay.moderation import bundle
 from relay.moderation.disclosure_form import Item
+from relay.moderation.moderator_secret import ModeratorSecret
 from relay.moderation.peer_routes import MAX_DECISIONS_OF_CASE
 from tests.moderation.casehouse import Desk, casework, hears, reports, token_in
 from tests.moderation.sessions import Session, disclosure
@@ -110,6 +111,28 @@ async def test_only_what_is_proved_is_handed_over_and_only_what_the_case_is_abou
     for event_id in (other, mine):
         assert "an event of this case" in await refused(event_id, 1), "nothing else of the room leaves the house"
     assert not await there.queue(state="all")
+
+
+async def test_keys_that_their_server_has_not_signed_are_not_sealed_to(town: Town) -> None:
+    here, there = await desks(town, FORWARDING)
+    alice, bob = await town.users("alice@one", "bob@two")
+    await alice.creates_room(with_=bob)
+    assert here.house.server is not None
+    connections = here.house.server.outbox._connections
+    get, where = connections.get, f"peers/{path(there.house.name)}/keys"
+    change: dict[str, Any] = {}
+
+    async def altered(server: str, target: str, **more: Any) -> Any:
+        return {**await get(server, target, **more), **change}
+
+    connections.get = altered  # type: ignore[method-assign]
+    assert len((await here.asks("GET", where))["keys"]) == 2
+    stranger = ModeratorSecret.make().public.text
+    for wrong in ({"keys": [stranger, stranger]}, {"server": here.house.name}, {"signatures": {}}):
+        change.clear()
+        change.update(wrong)
+        refused = await here.person.is_refused(here.asks("GET", where))
+        assert refused.status == 502 and "not signed by it" in refused.text, wrong
 
 
 async def test_a_decision_reaches_a_person_who_lives_elsewhere(town: Town) -> None:
