@@ -192,9 +192,9 @@ class Server:
         trusted = tls_context(ca_file)
         outward = Outward(lookups, rule, trusted)
         plain_http = rule.here or rule.private
-        to_gateways = Outward(lookups, rule, tls_context(ca_file), plain=plain_http)
-        to_webhooks = Outward(lookups, AddressRule(), tls_context(ca_file))
-        to_tools = Outward(lookups, AddressRule(private=True), tls_context(ca_file), plain=True)
+        to_gateways = Outward(lookups, rule, trusted, plain=plain_http)
+        to_webhooks = Outward(lookups, AddressRule(), trusted)
+        to_tools = Outward(lookups, AddressRule(private=True), trusted, plain=True)
 
         # The doors.
         keeping = self._keeping = Doorkeeping(

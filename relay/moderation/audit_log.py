@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from relay.clock import HOUR, Clock, rest
 from relay.db import Database, Query, Tx
@@ -353,6 +351,9 @@ def digest(row: Sequence[Any]) -> bytes:
 def _append(
     query: Query, ts: int, actor: str, action: str, target: str, reason_code: str, case_id: str | None, automated: bool, detail: Any
 ) -> int:  # fmt: skip
+    # Loaded by the first act: a relay without any does without its 7 MB.
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     last_seq, prev_hash = _last(query)
     seq = last_seq + 1
     stored = query.value("SELECT key FROM audit_keys WHERE seq = $1", TARGET_KEY)
@@ -397,6 +398,9 @@ def _withheld(entry: Entry) -> Entry:
 
 
 def _unsealed(key: bytes, seq: int, sealed: bytes) -> tuple[str | None, Any]:
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     try:
         inside = orjson.loads(AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], str(seq).encode()))
     except (InvalidTag, ValueError):

@@ -12,16 +12,17 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hpke
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from relay.errors import BadJson
 from relay.moderation.moderator_secret import ModeratorPublic, ModeratorSecret
 from relay.protocol.canonical import encode, from_base64, to_base64
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives import hpke
+
+# cryptography is loaded by the first who needs it: a relay on which nobody was reported does without its 7 MB.
 
 VERSION = 1
 DEK_BYTES = 32
@@ -32,7 +33,12 @@ WRAP_BYTES = 32 + DEK_BYTES + 16
 MIN_KEYS = 2
 MAX_KEYS = 64
 
-_SUITE = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+
+@cache
+def _suite() -> hpke.Suite:
+    from cryptography.hazmat.primitives import hpke
+
+    return hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 
 
 class TooFewKeys(Exception):
@@ -89,6 +95,8 @@ class Envelope:
 
 def seal(plaintext: bytes, *, case_id: str, version: int, to: Sequence[Recipient], least: int = MIN_KEYS) -> Envelope:
     """Raises TooFewKeys."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     if len({one.key_id for one in to}) < least:
         raise TooFewKeys(f"There are fewer than {least} moderators' keys to seal to.")
     dek, iv = os.urandom(DEK_BYTES), os.urandom(IV_BYTES)
@@ -110,11 +118,15 @@ def rewrap(secret: ModeratorSecret, envelope: Envelope, to: Sequence[Recipient])
 
 def _wrap(dek: bytes, case_id: str, version: int, public: ModeratorPublic) -> bytes:
     """`enc` (32 bytes), then the wrapped key."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+
     info = _bound(case_id, version, public.key_id)
-    return bytes(_SUITE.encrypt(dek, X25519PublicKey.from_public_bytes(public.seal_key), info))
+    return bytes(_suite().encrypt(dek, X25519PublicKey.from_public_bytes(public.seal_key), info))
 
 
 def _dek(secret: ModeratorSecret, envelope: Envelope, case_id: str, version: int) -> bytes:
+    from cryptography.exceptions import InvalidTag
+
     if envelope.case_id != case_id or envelope.version != version:
         raise NotOpened(
             "This envelope is that of another case or version. Fetch the case again, and tell your operator."
@@ -126,12 +138,15 @@ def _dek(secret: ModeratorSecret, envelope: Envelope, case_id: str, version: int
             "This envelope is not sealed to your key. Another moderator can rewrap it: relay moderator rewrap"
         )
     try:
-        return bytes(_SUITE.decrypt(wrap, secret.seal_private, _bound(case_id, version, key_id)))
+        return bytes(_suite().decrypt(wrap, secret.seal_private, _bound(case_id, version, key_id)))
     except (InvalidTag, ValueError) as bad:
         raise NotOpened("The wrapped key was changed. Tell your operator, and try another key.") from bad
 
 
 def _open_body(envelope: Envelope, dek: bytes) -> bytes:
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     try:
         return AESGCM(dek).decrypt(envelope.iv, envelope.body, _bound(envelope.case_id, envelope.version))
     except (InvalidTag, ValueError) as bad:

@@ -16,9 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import vodozemac
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
 from relay.errors import BadJson
 from relay.protocol.canonical import from_base64
 
@@ -109,6 +106,8 @@ def open_message(content: Mapping[str, Any], prk: bytes, index: int, room_id: st
 
 def parse(content: Mapping[str, Any], index: int) -> Message:
     """V6."""
+    import vodozemac
+
     if content.get("algorithm") != ALGORITHM:
         raise Unproven("V6", "The event is not encrypted with Megolm.")
     session_id, text = content.get("session_id"), content.get("ciphertext")
@@ -157,6 +156,8 @@ def signed_by_session(message: Message) -> bool:
 
 def decrypt(message: Message, keys: Keys) -> bytes:
     """V9."""
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
     if not message.ciphertext or len(message.ciphertext) % BLOCK_BYTES:
         raise Unproven("V9", "The ciphertext is no whole number of blocks.")
     decryptor = Cipher(algorithms.AES(keys.aes), modes.CBC(keys.iv)).decryptor()
@@ -244,6 +245,8 @@ def _mac_holds(keys: Keys, form: bytes) -> bool:
 
 def _signature_holds(message: Message, form: bytes) -> bool:
     """V7. With the clients' library: others accept other sets of signatures."""
+    import vodozemac
+
     try:
         key = vodozemac.Ed25519PublicKey.from_base64(message.session_id)
         key.verify_signature(form[:-SIGNATURE_BYTES], message.parsed.signature())

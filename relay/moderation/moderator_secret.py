@@ -12,17 +12,16 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from typing import TYPE_CHECKING, Any
 
 from relay.errors import BadJson
 from relay.protocol.canonical import encode, from_base64, to_base64
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+# cryptography is loaded by the first who needs it: a relay on which nobody was reported does without its 7 MB.
 
 SECRET_BYTES = 32
 KEY_BYTES = 32
@@ -62,6 +61,9 @@ class ModeratorPublic:
         return cls(raw[:KEY_BYTES], raw[KEY_BYTES:])
 
     def verifies(self, message: bytes, signature: bytes) -> bool:
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
         try:
             Ed25519PublicKey.from_public_bytes(self.sign_key).verify(signature, message)
         except (InvalidSignature, ValueError):
@@ -93,10 +95,14 @@ class ModeratorSecret:
 
     @property
     def seal_private(self) -> X25519PrivateKey:
+        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
         return X25519PrivateKey.from_private_bytes(_derived(self.raw, _SEAL))
 
     @property
     def _sign_private(self) -> Ed25519PrivateKey:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         return Ed25519PrivateKey.from_private_bytes(_derived(self.raw, _SIGN))
 
     def sign(self, message: bytes) -> bytes:
@@ -107,6 +113,8 @@ class ModeratorSecret:
 
 
 def lock(secret: ModeratorSecret, passphrase: str, *, iterations: int = LOCK_ITERATIONS) -> dict[str, Any]:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     salt, iv, public = os.urandom(16), os.urandom(12), secret.public
     locked = AESGCM(_stretched(passphrase, salt, iterations)).encrypt(iv, secret.raw, public.key_id.encode())
     return {
@@ -123,6 +131,9 @@ def lock(secret: ModeratorSecret, passphrase: str, *, iterations: int = LOCK_ITE
 
 def unlock(stored: Mapping[str, Any], passphrase: str) -> ModeratorSecret:
     """Raises BadKey."""
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     iterations = stored.get("iterations")
     known = stored.get("v") == 1 and stored.get("kdf") == LOCK_KDF
     if not known or type(iterations) is not int or not 1 <= iterations <= MAX_LOCK_ITERATIONS:
@@ -150,6 +161,9 @@ def _stretched(passphrase: str, salt: bytes, iterations: int) -> bytes:
 
 
 def _derived(raw: bytes, info: bytes) -> bytes:
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
     return HKDF(SHA256(), 32, salt=None, info=info).derive(raw)
 
 

@@ -13,9 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import vodozemac
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
 from relay.errors import BadJson
 from relay.moderation import megolm
 from relay.moderation.disclosure_form import MAX_ITEMS, Item, code_of
@@ -59,6 +56,8 @@ def read_export(content: str, passphrase: str) -> list[Any]:
     keys = hashlib.pbkdf2_hmac("sha512", passphrase.encode(), salt, iterations, 64)
     if not hmac.compare_digest(hmac.digest(keys[32:], raw[:-MAC_BYTES], hashlib.sha256), raw[-MAC_BYTES:]):
         raise NoProof("The passphrase does not open this file. It is the one that you chose when exporting.")
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
     decryptor = Cipher(algorithms.AES(keys[:32]), modes.CTR(iv)).decryptor()
     try:
         sessions = json.loads(decryptor.update(raw[37:-MAC_BYTES]) + decryptor.finalize())
@@ -102,6 +101,8 @@ def read_events(text: str) -> list[dict[str, Any]]:
 
 def prove(event: Mapping[str, Any], sessions: Iterable[Any], *, whole: bool = False) -> Made:
     """The one value that opens this event. Raises NoProof."""
+    import vodozemac
+
     content = event["content"]
     if content.get("algorithm") != ALGORITHM:
         raise NoProof("A message is not encrypted with Megolm, so there is nothing to prove with keys.")
@@ -128,6 +129,8 @@ def code(made: Sequence[Made]) -> str:
 
 def _ratchet(session_id: object, index: int, sessions: Iterable[Any]) -> bytes:
     """R at this index, from the key that begins earliest."""
+    import vodozemac
+
     best: tuple[int, bytes] | None = None
     for one in sessions:
         if not isinstance(one, dict) or one.get("session_id") != session_id:
