@@ -329,13 +329,20 @@ class Afar:
             if entries is None:
                 nids = await self._db.read(_numbers, [one.id for one in given.current.values()])
                 entries = {key: (one.id, nids[one.id]) for key, one in given.current.items()}
+            members = given.members
+            mine = next((one for one in given.cited if partial is not None and one.key == event.key), None)
+            if mine is not None and mine.key is not None:
+                # Her invite is no other's affair, and her join follows it.
+                nids = await self._db.read(_numbers, [mine.id])
+                entries = {**entries, mine.key: (mine.id, nids[mine.id])}
+                members = {**members, mine.key[1]: mine.membership or "leave"}
             async with room.lock:
                 if room.dropped:
                     continue
                 if room.known and room.local_joined:
                     return False
                 with self._db.write(chain=room_id) as tx:
-                    self._appender.begin_with(tx, room, entries, given.members, given.current.get(SERVER_ACL), partial)
+                    self._appender.begin_with(tx, room, entries, members, given.current.get(SERVER_ACL), partial)
                     for key, one in given.current.items():
                         if key[0] != "m.room.member":
                             room.keep(one)

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from relay.errors import ApiError, RemoteError
+from relay.rooms import afar
 from relay.rooms.store import REJECTED
 from tests.rooms.village import Home, Village
 
@@ -68,6 +69,27 @@ async def test_a_message_that_overtakes_the_join_is_not_lost(village: Village) -
     held.set()
     await asyncio.gather(joining, delivering)
     assert said.id in await two.timeline(room_id), "what was said while he came in waits for him"
+    await two.agrees_with_its_disk(room_id)
+
+
+async def test_an_invite_to_a_room_that_is_joined_in_part(village: Village, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(afar, "MANY_MEMBERS", 1)
+    monkeypatch.setattr(afar, "WHOLE_SECONDS", 0.02)
+    one, two = await two_homes(village)
+    room_id = await one.creates("anna", preset="private_chat", name="a large hall")
+    await one.members.invite(one.user("anna"), room_id, two.user("ben"))
+    invite = two.rooms.memberships(two.user("ben"))[room_id].event_id
+    heard: list[tuple[str, str | None, str]] = []
+    two.rooms.on_membership.append(lambda room, user, before, now, pos: heard.append((user, before, now)))
+    two.patient = True
+    await two.joins("ben", room_id)
+    room = await two.room(room_id)
+    assert room.partial is not None and room.members[two.user("ben")] == "join", "who else is in it is not known yet"
+    assert heard == [(two.user("ben"), "invite", "join")], "but that he was invited is"
+    assert (await two.row(room.state["m.room.member", two.user("ben")])).replaces == invite
+    await two.agrees_with_its_disk(room_id)
+    assert await two.completes(room_id)
+    await same_members(room_id, one, two)
     await two.agrees_with_its_disk(room_id)
 
 
