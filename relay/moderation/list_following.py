@@ -1,7 +1,8 @@
 """Moderators choose which ban lists of others the relay follows, and how, while it runs; each choice is in the audit log.
 
 The relay comes into a list's room by its own user, so that no moderator has to show herself there, unless somebody of ours
-is in it already. What a list then does stands in `policy_lists.py`.
+is in it already. Where the room of a list is replaced, the new one is followed beside it. What a list then does stands in
+`policy_lists.py`.
 """
 
 from __future__ import annotations
@@ -10,17 +11,23 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from relay.db import Database
+import structlog
+
+from relay.db import Database, Tx
 from relay.errors import ApiError, InvalidParam, NotAllowed, NotFound, RemoteError
-from relay.ids import is_server_name
+from relay.ids import is_server_name, server_of
 from relay.moderation.acts import OPERATOR
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.own_rooms import OwnRooms
 from relay.moderation.policy_lists import EFFECTS, IGNORE, PolicyLists
 from relay.rooms.members import Members
+from relay.rooms.room import CREATE
 from relay.rooms.rooms import Rooms
 
+log = structlog.get_logger("lists")
+
 MAX_VIA = 10
+REPLACED = "rule:list-replaced"
 
 # The room that an ID or an alias means, and servers that may help to get in.
 Finds = Callable[[str], Awaitable[tuple[str, list[str]]]]
@@ -45,6 +52,7 @@ class ListFollowing:
         self._audit_log = audit_log
         self._finds = finds
         members.also_admitted = lists.is_followed
+        lists.on_replaced.append(self._replaced)
 
     def commands(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         return {
@@ -83,6 +91,42 @@ class ListFollowing:
         if not self._lists.is_followed(room_id):
             await self._leave(room_id)
         return self._listed(room_id)
+
+    async def _replaced(self, old: str, new: str, sender: str) -> None:
+        """The room of a list goes on elsewhere: the new one is followed in the same way. The old one still counts, since rules
+        do not always move along, until moderators follow it no longer. Whatever they chose for the new one stands."""
+        effect = self._lists.effect_of(old)
+        if effect is None or effect == IGNORE or self._lists.effect_of(new) is not None:
+            return
+        try:
+            with self._db.write() as tx:
+                self._lists.choose(tx, new, effect)
+                self._record(tx, f"list.{effect}", new, old)
+            await tx
+            await self._come_in(new, [server_of(sender)])
+        except ApiError as error:
+            log.warning("the room that replaces a followed list could not be come into", exc_info=error)
+            return
+        room = await self._rooms.get(new)
+        predecessor = (await room.content(*CREATE)).get("predecessor") if room is not None else None
+        if not isinstance(predecessor, dict) or predecessor.get("room_id") != old:
+            with self._db.write() as tx:
+                self._lists.choose(tx, new, None)
+                self._record(tx, "list.unfollow", new, old)
+            await tx
+            await self._leave(new)
+        await self._lists.look_again(new)
+
+    def _record(self, tx: Tx, action: str, new: str, old: str) -> None:
+        self._audit_log.record(
+            tx,
+            actor=REPLACED,
+            action=action,
+            target=new,
+            reason_code="replaced",
+            automated=True,
+            detail={"replaces": old},
+        )
 
     async def _found(self, list_room: str) -> tuple[str, list[str]]:
         try:

@@ -3,13 +3,14 @@
 A list that is applied closes the doors: invites of those it names, rooms it names, and all traffic with servers it names.
 One for review only raises a flag. People of this server are never turned away by somebody else's list: that is for our
 own moderators. A server that they allow by name passes whatever lists say. Lists follow their rooms' state.
+A list whose room was replaced is told of, so that its successor can be followed too.
 Which lists: those of the config, and those that moderators chose while it runs (`list_following.py`), whose word counts more.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from relay.clock import DAY, Clock
@@ -17,11 +18,12 @@ from relay.config.hooks import PolicyList
 from relay.db import Database, Tx
 from relay.doors import OpenDoors
 from relay.errors import Forbidden, InvalidParam
-from relay.ids import server_of
+from relay.ids import is_room_id, server_of
 from relay.moderation.policy_rules import TYPES, Bans, Kind
 from relay.part import Part
 from relay.rooms.room import Room
 from relay.rooms.rooms import Rooms
+from relay.rooms.upgrade import TOMBSTONE
 from relay.tables import Schema, Table
 
 LOOK_AGAIN_SECONDS = 3_600.0
@@ -33,6 +35,8 @@ _LIFE = "until moderators choose anew"
 
 # What kind of thing, which one, and the room of the list that names it.
 OnMatch = Callable[[Kind, str, str], None]
+# A list's room, the room that replaces it, and who said so.
+OnReplaced = Callable[[str, str, str], Awaitable[None]]
 
 
 class PolicyLists(Part):
@@ -67,6 +71,10 @@ class PolicyLists(Part):
         self._first = asyncio.Event()
         self._bans: dict[str, Bans] = {}
         self._seen: dict[str, int | None] = {}
+        # list -> (the room that replaces its room, who said so); those that nobody was told of yet.
+        self._replaced: dict[str, tuple[str, str]] = {}
+        self._untold: set[str] = set()
+        self.on_replaced: list[OnReplaced] = []
         # Told of what a list for review names, when it comes to a door.
         self.on_review: list[OnMatch] = []
         # Told when what the lists say has changed.
@@ -135,6 +143,10 @@ class PolicyLists(Part):
                 changed |= effect != IGNORE and await self._look(room_id)
             if changed:
                 self._changed()
+            while self._untold:
+                room_id = self._untold.pop()
+                for told in self.on_replaced:
+                    await told(room_id, *self._replaced[room_id])
             await self._db.bell.wait_line(since, LOOK_AGAIN_SECONDS)
 
     async def _look(self, room_id: str) -> bool:
@@ -145,6 +157,14 @@ class PolicyLists(Part):
             return False
         self._seen[room_id] = now
         self._bans[room_id] = await _read(room) if room is not None and now is not None else Bans()
+        tombstone = await room.event(TOMBSTONE, "") if room is not None and now is not None else None
+        successor = tombstone.content.get("replacement_room") if tombstone is not None else None
+        if tombstone is None or not isinstance(successor, str) or not is_room_id(successor) or successor == room_id:
+            self._replaced.pop(room_id, None)
+            self._untold.discard(room_id)
+        elif self._replaced.get(room_id) != (found := (successor, tombstone.sender)):
+            self._replaced[room_id] = found
+            self._untold.add(room_id)
         return True
 
     def _named_by(self, effect: str, match: Callable[[Bans], bool]) -> str | None:
@@ -190,6 +210,7 @@ class PolicyLists(Part):
                 "chosen_by": "moderators" if room_id in self._chosen else "config",
                 "rules": self._bans[room_id].count if room_id in self._bans else 0,
                 "heard": effect == IGNORE or self._seen.get(room_id) is not None,
+                "replaced_by": self._replaced[room_id][0] if room_id in self._replaced else None,
             }
             for room_id, effect in self._effects.items()
         ]

@@ -71,6 +71,51 @@ async def test_a_list_that_is_applied_closes_the_doors(town: Town) -> None:
     assert await until(flagged), "a list for review turns nobody away, and raises a flag"
 
 
+async def test_a_list_goes_on_in_the_room_that_replaces_its_room(town: Town) -> None:
+    house = await town.relay("one")
+    [keeper] = await town.users("keeper@lists")
+    mod, alice, mallory = await town.users("mod@one", "alice@one", "mallory@two")
+    await house.command("user.admin", user="mod", admin=True)
+    policy = {"preset": "public_chat", "creation_content": {"type": "m.policy"}}
+    old, strays = [await keeper.creates_room(**policy) for _ in range(2)]
+    await keeper.sets(old, "m.policy.rule.user", ban("@first:bad.example"), "rule-1")
+    for room in (old, strays):
+        await mod.calls("POST", f"{SAFETY}/lists", {"room_id": room, "effect": "apply", "via": [keeper.server]})
+
+    async def followed() -> dict[str, tuple[Any, ...]]:
+        lists = (await mod.calls("GET", f"{SAFETY}/lists"))["lists"]
+        return {one["room_id"]: (one["effect"], one["heard"], one["replaced_by"]) for one in lists}
+
+    foreign = await keeper.creates_room(**policy)
+    await keeper.sets(strays, "m.room.tombstone", {"replacement_room": foreign})
+    new = (await keeper.calls("POST", f"{path('rooms', old)}/upgrade", {"new_version": "12"}))["replacement_room"]
+    await keeper.sets(new, "m.policy.rule.user", ban(mallory.id), "rule-2")
+
+    async def has_moved() -> bool:
+        return await followed() == {
+            old: ("apply", True, new), new: ("apply", True, None), strays: ("apply", True, foreign),
+        }  # fmt: skip
+
+    assert await until(has_moved), "the successor is followed like the list, a room that does not know of it is not"
+    theirs = await mallory.creates_room()
+
+    async def is_refused() -> bool:
+        try:
+            await mallory.invites_to(theirs, alice)
+        except Refused as no:
+            return no.status == 403
+        await alice.leaves(theirs)
+        return False
+
+    assert await until(is_refused), "and its rules count"
+    history = (await mod.calls("GET", f"{SAFETY}/audit"))["entries"]
+    moved = {(one["action"], one["target"]) for one in history if one["actor"] == "rule:list-replaced"}
+    assert moved == {("list.apply", new), ("list.apply", foreign), ("list.unfollow", foreign)}, "the log says so"
+    await mod.calls("DELETE", f"{SAFETY}/lists/{path(old)}")
+    await house.restart()
+    assert set(await followed()) == {new, strays}, "moderators let go of the old one"
+
+
 async def test_moderators_choose_lists_while_it_runs(town: Town) -> None:
     """A list as it is deployed: a room without a type and without encryption, which nobody of ours is in."""
     await town.relay("lists", "privacy: {seal: open}")
@@ -88,7 +133,7 @@ async def test_moderators_choose_lists_while_it_runs(town: Town) -> None:
     assert refused.status == 400 and "apply, review, ignore" in refused.text
     followed = await mod.calls("POST", f"{SAFETY}/lists", {"room_id": f"#bans:{keeper.server}", "effect": "apply"})
     assert followed == {
-        "room_id": lists_room, "effect": "apply", "chosen_by": "moderators", "rules": 1, "heard": True,
+        "room_id": lists_room, "effect": "apply", "chosen_by": "moderators", "rules": 1, "heard": True, "replaced_by": None,
     }  # fmt: skip
     members = await keeper.members(lists_room)
     assert mod.id not in members and alice.id not in members, "nobody has to show herself in the list's room"
