@@ -137,9 +137,10 @@ class Cases(Part):
     async def history(self, case_id: str) -> list[Entry]:
         return await self._audit_log.of_case(case_id)
 
-    async def listed_for_tools(self, start: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+    async def listed_for_tools(self, after: int, limit: int) -> tuple[list[dict[str, Any]], int]:
         """What tools outside may see: no reporter, nothing of `minor` and `ncii`, and nothing about a moderator, who reads what the
-        tools write. Oldest first."""
+        tools write. Those with a number above `after`, oldest first; and the latest number there is. Counted places would shift
+        when a case goes from the list, and whoever polls would miss the next one."""
         moderators = sorted(await self._persons.moderators())
         marks = ", ".join(f"${number}" for number in range(1, len(moderators) + 1))
         apart = f" AND user_id NOT IN ({marks})" if moderators else ""
@@ -149,15 +150,15 @@ class Cases(Part):
                 "FROM cases WHERE category NOT IN ('minor', 'ncii') AND kind = 'event' AND event_id IS NOT NULL" + apart
             )
             rows = query.all(
-                f"SELECT number, room_id, event_id, user_id, category, created_ts {where} ORDER BY number "
-                f"LIMIT ${len(moderators) + 1} OFFSET ${len(moderators) + 2}",
+                f"SELECT number, room_id, event_id, user_id, category, created_ts {where} "
+                f"AND number > ${len(moderators) + 1} ORDER BY number LIMIT ${len(moderators) + 2}",
                 *moderators,
+                after,
                 max(1, min(limit, MAX_PAGE)),
-                max(0, start),
             )
             keys = ("number", "room_id", "event_id", "sender", "category", "created_ts")
             return [dict(zip(keys, row, strict=True)) for row in rows], int(
-                query.value(f"SELECT count(*) {where}", *moderators)
+                query.value(f"SELECT max(number) {where}", *moderators) or 0
             )
 
         return await self._db.read(find)

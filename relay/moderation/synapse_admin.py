@@ -31,7 +31,7 @@ MAX_PAGE = 100
 REASON = "draupnir"
 BASE = "/_synapse/admin"
 
-# (start, limit) -> (rows of number, room_id, event_id, sender, category, created_ts; how many there are)
+# (after number, limit) -> (rows of number, room_id, event_id, sender, category, created_ts; the latest number)
 ListsReports = Callable[[int, int], Awaitable[tuple[list[dict[str, Any]], int]]]
 
 
@@ -160,8 +160,8 @@ class SynapseAdmin(Part):
 
     async def _event_reports(self, request: Request) -> Answer:
         self._admin(request)
-        start, limit = request.query_int("from", 0), request.query_int("limit", MAX_PAGE, low=1, high=MAX_PAGE)
-        rows, total = await self._reports(start, limit)
+        after, limit = request.query_int("from", 0), request.query_int("limit", MAX_PAGE, low=1, high=MAX_PAGE)
+        rows, latest = await self._reports(after, limit)
         speaker = await self._speaker()
         answer: dict[str, Any] = {
             "event_reports": [
@@ -179,10 +179,11 @@ class SynapseAdmin(Part):
                 }
                 for row in rows
             ],
-            "total": total,
+            # Whoever polls goes on from here when it has read everything.
+            "total": latest,
         }
-        if start + len(rows) < total:
-            answer["next_token"] = start + len(rows)
+        if rows and rows[-1]["number"] < latest:
+            answer["next_token"] = rows[-1]["number"]
         return answer
 
     async def _context(self, request: Request) -> Answer:
@@ -198,14 +199,14 @@ class SynapseAdmin(Part):
         )
 
     async def _is_reported(self, event_id: str) -> bool:
-        start = 0
+        after = 0
         while True:
-            rows, total = await self._reports(start, MAX_PAGE)
+            rows, latest = await self._reports(after, MAX_PAGE)
             if any(row["event_id"] == event_id for row in rows):
                 return True
-            start += len(rows)
-            if not rows or start >= total:
+            if not rows or rows[-1]["number"] >= latest:
                 return False
+            after = rows[-1]["number"]
 
     # --- rooms
 

@@ -216,6 +216,27 @@ async def test_tools_are_told_of_reports_without_reporters_minors_or_moderators(
     assert ([row["event_id"] for row in rows], total) == ([plain], 1)
     assert alice.id not in str(rows)
 
+    # Draupnir polls, and goes on from where the last answer ended.
+    polled: list[str] = []
+    position = 0
+
+    async def polls() -> None:
+        nonlocal position
+        answer = await mod.person.calls("GET", "/_synapse/admin/v1/event_reports", dir="f", **{"from": position})
+        polled.extend(row["event_id"] for row in answer["event_reports"])
+        position = answer.get("next_token", answer["total"])
+
+    more = [await bob.sends(room) for _ in range(3)]
+    for event_id in more[:2]:
+        await reports(alice, room, event_id)
+    await polls()
+    [gone] = [one for one in await mod.queue() if one["event_id"] == more[0]]
+    await mod.asks("POST", f"reports/{gone['id']}/sort", {"category": "minor"})
+    await reports(alice, room, more[2])
+    await polls()
+    await polls()
+    assert polled == [plain, *more], "none twice, and none missed where one has gone from the list"
+
 
 async def test_what_a_tool_did_without_reasons_is_told_and_explained_later(town: Town) -> None:
     mod = await desk(town)
