@@ -79,6 +79,23 @@ async def _is(shown, person: Person, expected: list[bool]) -> bool:  # type: ign
     return bool(await shown(person) == expected)
 
 
+async def test_whoever_left_and_forgot_the_room_can_still_prove_what_she_reported(town: Town) -> None:
+    mod = await desk(town)
+    alice, bob = await town.users("alice@one", "bob@two")
+    room = await bob.creates_room(with_=alice)
+    session = Session()
+    said, beside = [await bob.sends(room, session.says(room, word)) for word in ("an ugly word", "another")]
+    assert await alice.sees(said) and await alice.sees(beside)
+    await reports(alice, room, said)
+    await alice.leaves(room)
+    await alice.forgets(room)
+    assert await link_proves(mod, alice, Item(said, 0, session.prk(0))) == "verified_remote", (
+        "what she reported she can prove, though nobody of this server is in the room any more"
+    )
+    [case] = await mod.queue()
+    assert case["disclosure"] == "verified_remote"
+
+
 async def test_files_of_another_server_that_a_proof_names_are_kept(town: Town) -> None:
     mod = await desk(town)
     alice, bob = await town.users("alice@one", "bob@two")
