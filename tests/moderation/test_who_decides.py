@@ -72,6 +72,39 @@ async def test_after_half_a_year_nobody_objects_any_more(town: Town) -> None:
         await work.appeals.file(case["id"], alice.id, "too mild")
 
 
+async def test_the_password_of_a_closed_account_is_kept_for_objecting_and_no_longer(town: Town) -> None:
+    mod = await desk(town)
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room(with_=bob)
+    await reports(alice, room, await bob.sends(room))
+    [case] = await mod.queue()
+    await mod.decides(case["id"], {"measure": "deactivate"})
+    town.clock.forward(hours=25)
+
+    async def is_closed() -> bool:
+        assert mod.house.server is not None
+        town.clock.forward(minutes=2)
+        users = mod.house.server.db
+        return bool(
+            await users.read(lambda query: query.value("SELECT deactivated FROM users WHERE user_id = $1", bob.id))
+        )
+
+    assert await until(is_closed), "nobody else is there, so it is carried out a day later"
+    assert (await bob.is_refused(bob.signs_in())).status == 403
+    appeals = casework(mod.house).appeals
+    assert await appeals.may_appeal(bob.id, bob.password), "it opens the objection, and nothing else"
+    town.clock.forward(hours=184 * 24)
+    assert not await appeals.may_appeal(bob.id, bob.password)
+
+    async def is_forgotten() -> bool:
+        assert mod.house.server is not None
+        town.clock.forward(minutes=2)
+        count = await mod.house.server.db.read(lambda query: query.value("SELECT count(*) FROM appeal_passwords"))
+        return bool(count == 0)
+
+    assert await until(is_forgotten), "and is nowhere any more when the time for it is over"
+
+
 async def test_a_server_that_knows_nothing_of_decisions(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     mod = await desk(town)
     with monkeypatch.context() as there:
