@@ -125,6 +125,8 @@ class Inbound(Part):
                 kinds.setdefault(edu_type, []).append(content)
         taking = [self._edus_of_kind(origin, edu_type, contents) for edu_type, contents in kinds.items()]
         taking += [self._room(origin, room_id, its) for room_id, its in rooms.items()]
+        if len(taking) == 1:
+            return orjson.dumps({"pdus": await taking[0]})
         results: dict[str, dict[str, str]] = {}
         for outcome in await asyncio.gather(*taking, return_exceptions=True):
             if isinstance(outcome, BaseException):

@@ -18,7 +18,7 @@ from federation.drivers import Drivers
 from federation.lane import Waiting, passing_edu
 from federation.positions import DESTINATIONS, Positions
 from relay.bell import Bell
-from relay.clock import HOUR, SECOND, Clock
+from relay.clock import Clock
 from relay.db import Database, Query
 from relay.departures import Departures
 from relay.ids import is_server_name
@@ -129,7 +129,7 @@ class Outbox(Part):
                     lane.edus_due = True
                     self._drivers.wake(lane)
                 self.positions.handed_over(reached)
-            await self._bell.wait_line(self.positions.pos, HOUR / SECOND)
+            await self._bell.wait_line(self.positions.pos)
 
     def _fresh(self, upto: int) -> News | None:
         """The same from memory, which has what this process committed, as long as this keeps up."""

@@ -109,10 +109,15 @@ class Bell:
         """Until something rings for this user, or `timeout` seconds. The caller looks with `changed` before and after."""
         await _waiting(self._ear(user_id).waiting, timeout)
 
-    async def wait_line(self, since: int, timeout: float) -> None:
-        """For followers: until a change after `since` is committed, or `timeout` seconds."""
+    async def wait_line(self, since: int) -> None:
+        """For followers: until a change after `since` is committed, or somebody wakes all."""
         if self._line <= since:
-            await _waiting(self._followers, timeout)
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._followers.add(future)
+            try:
+                await future
+            finally:
+                self._followers.discard(future)
 
 
 _NOTHING: frozenset[str] = frozenset()

@@ -40,7 +40,6 @@ BACKOFF_MAX_SECONDS = 10 * MINUTE / SECOND
 HEARD_SECONDS = 5.0
 # After a fault of our own: a full disk, a mistake.
 TROUBLE_SECONDS = 30.0
-WAIT_SECONDS = 60.0
 # The position is written at least this often, so that a restart looks through little again.
 MAX_POS_UNWRITTEN = 1_000
 MAX_RECEIPTS = 500
@@ -208,7 +207,7 @@ class Delivery(Part):
                 for lane in self._lanes.values():
                     if lane.pos < pos:
                         lane.news.set()
-                await self._bell.wait_line(pos, WAIT_SECONDS)
+                await self._bell.wait_line(pos)
 
     async def _drive(self, lane: _Lane) -> None:
         while True:

@@ -26,7 +26,6 @@ from relay.rooms.rooms import Rooms
 from relay.rooms.upgrade import TOMBSTONE
 from relay.tables import Schema, Table
 
-LOOK_AGAIN_SECONDS = 3_600.0
 APPLY, REVIEW, IGNORE = "apply", "review", "ignore"
 EFFECTS = (APPLY, REVIEW, IGNORE)
 MAX_LISTS = 100
@@ -147,7 +146,7 @@ class PolicyLists(Part):
                 room_id = self._untold.pop()
                 for told in self.on_replaced:
                     await told(room_id, *self._replaced[room_id])
-            await self._db.bell.wait_line(since, LOOK_AGAIN_SECONDS)
+            await self._db.bell.wait_line(since)
 
     async def _look(self, room_id: str) -> bool:
         room = await self._rooms.get(room_id)

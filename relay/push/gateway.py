@@ -37,7 +37,6 @@ FOLLOWER = "push"
 MAX_EVENTS_AT_ONCE = 200
 # The position is written at least this often, so that a restart looks through little again.
 MAX_POS_UNWRITTEN = 1_000
-WAIT_SECONDS = 60.0
 
 MAX_REQUESTS = 100
 MAX_REQUESTS_PER_GATEWAY = 8
@@ -165,7 +164,7 @@ class Gateway(Part):
         while True:
             upto = self._db.stable_pos()
             if upto <= pos:
-                await self._bell.wait_line(pos, WAIT_SECONDS)
+                await self._bell.wait_line(pos)
                 continue
             rows: list[_Waiting] = []
             if self._pushers.users():

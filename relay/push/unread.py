@@ -213,7 +213,7 @@ class Unread(Part):
         drops = self._drops
         older = await self._db.read(self._rooms.room_events_after, room.nid, start, upto, MAX_BACK)
         levels = await room.levels() if any(_MENTION in one.event.content for one in older) else None
-        self._go_on(count, self._facts_of(room, older, levels, {}), user_id, room, ruleset, read)
+        self._go_on(count, self._facts_of(room, older, levels), user_id, room, ruleset, read)
         if drops == self._drops:
             known.people[user_id] = count
         return count
@@ -262,7 +262,7 @@ class Unread(Part):
         if known is not None and (not room.recent or (room.recent[-1].pos or 0) <= known.upto):
             known.upto = upto
             return known
-        if any(_MENTION in one.event.content for one in room.recent if (one.pos or 0) > (known.upto if known else 0)):
+        if any(_MENTION in one.event.content for one in room.newer_than(known.upto if known else 0)):
             levels = await room.levels()
             known = self._facts.get(room.room_id)
         # No await from here on: two who ask at once must not take an event twice.
@@ -278,16 +278,8 @@ class Unread(Part):
             self._facts.move_to_end(room.room_id)
         if known.upto >= upto:
             return known
-        fresh = []
-        for one in reversed(room.recent):
-            pos = one.pos or 0
-            if pos <= known.upto:
-                break
-            if pos <= upto:
-                fresh.append(one)
-        fresh.reverse()
-        threads = {fact.stored.id: fact.thread for fact in known.facts} if fresh else {}
-        for fact in self._facts_of(room, fresh, levels, threads):
+        fresh = [one for one in room.newer_than(known.upto) if (one.pos or 0) <= upto]
+        for fact in self._facts_of(room, fresh, levels, known.facts):
             if fact.stored.event.type == "m.room.redaction":
                 _take_back(known, room, fact.stored.event.redacts)
             known.facts.append(fact)
@@ -297,18 +289,24 @@ class Unread(Part):
         return known
 
     def _facts_of(
-        self, room: Room, stored: Iterable[Stored], levels: Levels | None, threads: dict[str, str]
+        self, room: Room, stored: Iterable[Stored], levels: Levels | None, earlier: Iterable[_Fact] = ()
     ) -> list[_Fact]:
-        """`threads` says of earlier events in which thread they stand, and learns the new ones."""
-        facts = []
+        facts: list[_Fact] = []
         members = room.joined_count
+        # In which thread earlier events stand; made for the first that relates to one.
+        threads: dict[str, str] | None = None
         for one in stored:
             relation = relation_of(one.event)
             thread = MAIN
-            if relation is not None:
+            if relation is not None and relation[0] == "m.thread":
+                thread = relation[1]
+            elif relation is not None:
+                if threads is None:
+                    threads = {fact.stored.id: fact.thread for fact in (*earlier, *facts)}
                 # One step is enough: what it relates to has its own thread already.
-                thread = relation[1] if relation[0] == "m.thread" else threads.get(relation[1], MAIN)
-            threads[one.id] = thread
+                thread = threads.get(relation[1], MAIN)
+            if threads is not None:
+                threads[one.id] = thread
             facts.append(_Fact(one, thread, members, levels))
         return facts
 

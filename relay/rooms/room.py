@@ -195,6 +195,16 @@ class Room:
         value = (await self.content(event_type)).get(content_key)
         return value if isinstance(value, str) else None
 
+    def newer_than(self, pos: int) -> list[Stored]:
+        """Of the latest events those behind `pos`, oldest first: mostly one or two of many."""
+        found = []
+        for one in reversed(self.recent):
+            if (one.pos or 0) <= pos:
+                break
+            found.append(one)
+        found.reverse()
+        return found
+
     @property
     def weight(self) -> int:
         """How many events it holds in memory."""

@@ -128,7 +128,7 @@ class SyncRooms:
         floor = max(ask.since, room.recent_floor) if ask.since >= room.recent_floor or room.recent_floor == 0 else None
         found = None
         if floor is not None:
-            found = [one for one in room.recent if ask.since < (one.pos or 0) <= upto]
+            found = [one for one in room.newer_than(ask.since) if (one.pos or 0) <= upto]
         elif sum(1 for one in room.recent if (one.pos or 0) <= upto) > most:
             found = [one for one in room.recent if (one.pos or 0) <= upto]
         if found is None:
