@@ -240,6 +240,25 @@ async def test_a_key_that_was_put_away_signs_nothing_any_more(scene: Scene, monk
     await scene.nothing_is_lost()
 
 
+@pytest.mark.parametrize(("name", "most"), [("ed25519:anew", 1), ("ed25519:stranger", 25)])
+async def test_a_server_that_lost_its_key_is_heard_with_its_new_one(scene: Scene, name: str, most: int) -> None:
+    """Nothing of the old one is published any more. Where the new one bears its name, what is kept of it has to run out first."""
+    scene.stranger.key = SigningKey.generate(name)
+    hours = 0
+
+    async def is_heard() -> bool:
+        nonlocal hours
+        hours += 1
+        scene.town.clock.forward(hours=1)
+        said = scene.room.event(content=ciphertext())
+        answer = await scene.stranger.sends(scene.house, [said.pdu])
+        return answer.status == 200 and answer.json["pdus"] == {said.id: {}}
+
+    while not await is_heard():
+        assert hours < most, f"a key lasts for {DAY_MS // 3_600_000} hours here, and then the new one counts"
+    await scene.nothing_is_lost()
+
+
 async def test_an_event_from_the_end_of_time_is_followed_by_others(scene: Scene) -> None:
     deepest = 2**53 - 1
     too_deep = {**scene.room.event(content=ciphertext()).pdu, "depth": deepest + 1}
