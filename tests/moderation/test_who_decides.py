@@ -10,7 +10,7 @@ import pytest
 from relay.errors import ApiError
 from relay.moderation.peer_routes import PeerRoutes
 from tests.moderation.casehouse import FACTS, SAFETY, casework, desk, hears, reports
-from tests.moderation.test_actions import moderators, takes
+from tests.moderation.test_actions import logged, moderators, takes
 from tests.people import Person, until
 from tests.town import Town
 
@@ -126,7 +126,7 @@ async def test_a_server_that_knows_nothing_of_decisions(town: Town, monkeypatch:
 
 
 async def test_where_a_moderator_has_the_power_kicks_and_bans_reach_across(town: Town) -> None:
-    _, [mod] = await moderators(town, "mod")
+    house, [mod] = await moderators(town, "mod")
     bob, carol = await town.users("bob@one", "carol@two")
     room = await mod.creates_room(with_=[bob, carol])
 
@@ -151,3 +151,4 @@ async def test_where_a_moderator_has_the_power_kicks_and_bans_reach_across(town:
         assert await until(lambda person=person: person.is_invited_to(room))
         await person.joins(room, mod.server)
     assert await carol.sees(await bob.sends(room))
+    assert await logged(house) == ["kick", "ban", "undo.ban"] * 2, "and each of them stands in the log, once"

@@ -9,7 +9,7 @@ from typing import Any
 
 from relay.errors import RemoteError
 from tests.forger import Forger
-from tests.moderation.test_actions import moderators, takes
+from tests.moderation.test_actions import logged, moderators, takes
 from tests.people import Person, Refused, path, until
 from tests.town import FEDERATION, Town, Within
 
@@ -139,3 +139,4 @@ async def test_moderators_let_one_server_through_an_allow_list(town: Town) -> No
     assert await alice.sees(await bob.sends(room)), "after a restart too"
     await takes(mod, "allow_server", bob.server, undo=True)
     assert await alice.does_not_see(await bob.sends(room)), "until it is taken back"
+    assert await logged(house) == ["allow_server", "undo.allow_server"]
