@@ -1,7 +1,8 @@
 """Who the application services are, and whom each acts for: behind a token, at a name, at a door.
 
 A service's token stands for its own user or, where the request names one of its namespaces, for that user, and for a
-device of theirs; never for somebody who moderates here, whom a namespace covers. Nothing here talks to a service. Spec: application-service-api/#client-server-api-extensions.
+device of theirs; never for somebody who moderates here, whom a namespace covers. Nothing here talks to a service.
+Spec: application-service-api/#client-server-api-extensions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The sixteen operations of Synapse's admin API that Draupnir calls, each put to what this relay does itself.
 
 For administrators only. What can't be undone waits here as well (202 in place of 200); a shadow ban ends after a day; a
-room that is to be shut is closed at once, and left by our people when that is confirmed; its rows stay. `event_reports` names no reporter and no reason, and
-nothing of the categories `minor` and `ncii`: Draupnir's management room is readable, and may have members elsewhere.
+room that is to be shut is closed at once, and left by our people when that is confirmed; its rows stay. `event_reports` names
+no reporter and no reason, and nothing of the categories `minor` and `ncii`: Draupnir's management room is readable, and may
+have members elsewhere.
 """
 
 from __future__ import annotations

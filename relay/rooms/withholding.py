@@ -1,8 +1,9 @@
 """Hiding: a message that nobody here has the power to take back is withheld from people of ours, and can be shown again.
 
 They get its redacted form wherever they read (the mark WITHHELD; `Stored.taken_back`), and their apps a redaction in /sync
-that stands in no room (`format.hiding`). Later edits come hidden (`append.py` marks them), and are shown again with the message. The event itself stays whole, for evidence and for other servers that ask: what they
-may read is not for one server to decide, and a shell that they took from us could never be made whole again.
+that stands in no room (`format.hiding`). Later edits come hidden (`append.py` marks them), and are shown again with the message.
+The event itself stays whole, for evidence and for other servers that ask: what they may read is not for one server to decide,
+and a shell that they took from us could never be made whole again.
 """
 
 from __future__ import annotations
