@@ -240,3 +240,36 @@ async def test_the_notary_speaks_for_servers_that_are_gone(tmp_path: Path) -> No
         )
         assert answer.status == 413, "a notary does not ask half the world for one stranger"
         answer.release()
+
+
+async def test_a_notary_is_believed_only_under_its_own_signature(tmp_path: Path) -> None:
+    """Whatever a list of keys says, it is signed with a key of the list itself: anybody could have made it."""
+    async with two_servers(tmp_path) as (one, two):
+        gone, key = "gone.test:1", SigningKey.generate("ed25519:gone")
+        made: dict[str, Any] = {
+            "server_name": gone,
+            "valid_until_ts": one.clock.now() + DAY,
+            "verify_keys": {key.key_id: {"key": key.verify_key_base64}},
+            "old_verify_keys": {},
+        }
+        made = sign_json(made, gone, key)
+        told: list[dict[str, Any]] = []
+
+        async def asks(notary: str, server: str) -> dict[str, Any]:
+            assert (notary, server) == (two.name, gone)
+            return {"server_keys": told}
+
+        one.keyring._notaries, one.keyring._ask_notary = (two.name,), asks
+        stranger = SigningKey.generate(two.key.key_id)
+        for wrong in (
+            [],
+            [made],
+            [sign_json(made, two.name, stranger)],
+            [sign_json({**made, "server_name": "x.test"}, two.name, two.key)],
+        ):
+            told[:] = wrong
+            one.clock.forward(HOUR)
+            assert await one.keyring.current_key(gone, key.key_id) is None
+        told[:] = [sign_json(made, two.name, two.key)]
+        one.clock.forward(HOUR)
+        assert await one.keyring.current_key(gone, key.key_id) == key.verify_key

@@ -10,6 +10,7 @@ import pytest
 from relay.errors import ApiError, Forbidden
 from relay.protocol import event as events
 from relay.protocol.event import signing_bytes
+from relay.protocol.signing import SigningKey
 from relay.rooms.policy_server import PolicyServers
 from tests.forger import Forger
 from tests.people import ciphertext, path, until
@@ -183,3 +184,23 @@ async def test_a_policy_server_that_hangs_keeps_nobody_from_the_room(town: Town,
     assert len(office.asked) - asked <= 2 * len(sent)
     for event_id in sent[:5]:
         assert await bob.sees(event_id)
+
+
+async def test_only_the_key_that_the_room_names_signs_for_it(town: Town, office: Office) -> None:
+    alice, bob, officer = await town.users("alice@one", "bob@two", "officer@three")
+    two = await town.relay("two")
+    room = await alice.creates_room(with_=[bob, officer])
+    policy = {"via": officer.server, "public_keys": {"ed25519": office.public_key}}
+    assert await bob.sees(await alice.sets(room, "m.room.policy", policy))
+    assert await bob.sees(await alice.sends(room))
+    named, office.key = office.key, SigningKey.generate("policy_server")
+    refused = await alice.is_refused(alice.sends(room))
+    assert refused.status == 503, "whoever answers there now is not the one that the room trusts"
+    forger = Forger(two, alice.server)
+    unsigned = await forger.builds(room, bob.id, "m.room.encrypted", ciphertext())
+    mark = office.key.sign(signing_bytes(unsigned))
+    asked = len(office.asked)
+    await forger.transaction([events.with_signature(unsigned, officer.server, "ed25519:policy_server", mark).pdu])
+    assert await alice.does_not_see(unsigned.id) and len(office.asked) == asked + 1, "nor is what it signed shown"
+    office.key = named
+    assert await bob.sees(await alice.sends(room))
