@@ -93,6 +93,25 @@ async def test_a_gap_that_nobody_fills_is_asked_for_once(
     assert (await one.timeline(room_id))[-2:] == [lost.id, follows.id]
 
 
+async def test_of_many_servers_in_a_room_only_a_few_are_asked(village: Village, pair: tuple[str, Home, Home]) -> None:
+    room_id, one, two = pair
+    for number in range(gaps.MAX_SERVERS_ASKED + 3):
+        await (await village.home(f"more{number}.example")).joins("carl", room_id, "one.example")
+    await village.delivers_all()
+    lost = await two.says("ben", room_id)
+    await village.loses(two, one)
+    follows = await two.says("ben", room_id)
+    for name in village.homes:
+        village.instead[(name, "get_missing_events")] = nothing
+        village.instead[(name, "state_ids")] = silence
+    one.wire.asked.clear()
+    assert (await one.receives("two.example", room_id, follows))[follows.id]
+    asked = {one_asked.split()[0] for one_asked in one.wire.asked}
+    assert "two.example" in asked and len(asked) <= gaps.MAX_SERVERS_ASKED, "a gap costs a bounded number of questions"
+    assert len(one.wire.asked) <= 3 * gaps.MAX_SERVERS_ASKED
+    assert await one.count("SELECT count(*) FROM events WHERE event_id = $1", lost.id) == 0
+
+
 @pytest.mark.parametrize("wide", [10, MISSING_ASKED * MAX_ROUNDS + 60])
 async def test_what_several_events_lack_is_fetched_once(
     village: Village, pair: tuple[str, Home, Home], wide: int
