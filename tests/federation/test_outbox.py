@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from federation import drivers
+from federation import catch_up, drivers
 from federation.backoff import Trouble
 from relay import departures
 from relay.clock import DAY, HOUR, MINUTE, SECOND
@@ -218,6 +218,30 @@ async def test_after_a_long_absence_a_busy_room_sends_only_its_latest(tmp_path: 
         assert len(texts) == 4, "and nothing else of the busy room, whose latest event descends from all the others"
         assert len(set(texts)) == len(texts), "nothing comes twice"
         await one.ledger.says(busy, "and on")
+        await until(lambda: two.texts()[-1] == "and on", "then it goes on as usual")
+
+
+async def test_after_a_long_absence_only_so_much_is_sent_in_all_and_the_latest_of_each_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most, rooms, each = 30, 8, 12
+    monkeypatch.setattr(catch_up, "MAX_IN_ALL", most)
+    async with two_servers(tmp_path) as (one, two):
+        names = [f"!room{number}:one.test" for number in range(rooms)]
+        for name in names:
+            one.ledger.room(name, two.name)
+        now = one.clock.now()
+        one.backoff.restore(two.name, Trouble(now - 2 * HOUR, now, MINUTE, now + MINUTE))
+        one.send_out()
+        for number in range(each):
+            for name in names:
+                await one.ledger.says(name, f"{name} {number}")
+        await until(lambda: one.outbox.positions.pos >= one.db.stable_pos(), "the outbox has seen it all")
+        one.clock.forward(2 * MINUTE)
+        latest = {f"{name} {each - 1}" for name in names}
+        await until(lambda: latest <= set(two.texts()), "the latest of each room arrives")
+        assert len(two.texts()) == len(set(two.texts())) <= most + rooms, "and what comes beside it is bounded"
+        await one.ledger.says(names[0], "and on")
         await until(lambda: two.texts()[-1] == "and on", "then it goes on as usual")
 
 

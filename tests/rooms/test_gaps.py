@@ -93,6 +93,28 @@ async def test_a_gap_that_nobody_fills_is_asked_for_once(
     assert (await one.timeline(room_id))[-2:] == [lost.id, follows.id]
 
 
+async def test_whoever_the_room_denies_comes_in_through_no_gap(village: Village, pair: tuple[str, Home, Home]) -> None:
+    room_id, one, two = pair
+    three = await village.home("three.example")
+    await three.joins("carl", room_id, "one.example")
+    await village.delivers_all()
+    await one.sets("anna", room_id, "m.room.server_acl", {"allow": ["*"], "deny": ["three.example"]})
+    await village.delivers(one, two)
+    denied = await three.forges("carl", room_id, after=[(await two.says("ben", room_id)).id])
+    await village.delivers(two, one)
+    follows = await two.forges("ben", room_id, after=[denied.id])
+
+    async def hands_on(target: str, content: object) -> dict[str, Any]:
+        return {"events": [denied.pdu]}
+
+    village.instead[("two.example", "get_missing_events")] = hands_on
+    for name in village.homes:
+        village.instead[(name, "state_ids")] = silence
+    await one.receives("two.example", room_id, follows)
+    assert denied.id not in await one.timeline(room_id), "what it said is shown to nobody"
+    assert await one.count("SELECT count(*) FROM events WHERE event_id = $1 AND pos IS NOT NULL", denied.id) == 0
+
+
 async def test_of_many_servers_in_a_room_only_a_few_are_asked(village: Village, pair: tuple[str, Home, Home]) -> None:
     room_id, one, two = pair
     for number in range(gaps.MAX_SERVERS_ASKED + 3):
