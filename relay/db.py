@@ -41,7 +41,7 @@ MAX_JOBS_PER_COMMIT = 256
 READERS = 2
 STATEMENT_CACHE = 1024
 # SQLite's own defaults are 2 MiB and 1,000 pages: a hundred messages would fill the log and pay for its clearing.
-WRITER_CACHE_KIB = 8 * 1024
+WRITER_CACHE_KIB = 4 * 1024
 LOG_PAGES_BEFORE_CLEARING = 4_000
 _MARK = re.compile(r"\$(\d+)")
 _PRIMARY = re.compile(r"\bBIGINT PRIMARY KEY\b")
