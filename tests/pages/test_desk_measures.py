@@ -62,6 +62,7 @@ async def test_measures_are_taken_and_lifted(town: Town, browsers: Browsers) -> 
     await reader.presses("Yes, do it")
     assert await reader.reads("blocked meanwhile") and await reader.reads("Room blocked until its shutting is decided")
     assert await page.get_by_role("link", name="Decide …").count() == 1, "it is not lifted but decided"
+    await reader.shows("desk-measures-shutting")
     await reader.presses("Cancel")
     assert not await reader.reads("Room blocked until its shutting is decided"), "and open again"
     await asks_for("suspend", "not a user", "Spam")
