@@ -91,6 +91,7 @@ class Answers(Part):
         for name, given in (("earliest_events", earliest), ("latest_events", latest)):
             _require_few(name, given)
         room = await self._asking.resident_until(request.origin, request.params["roomId"], latest)
+        latest = await self._asking.within(request.origin, room, latest)
         limit = min(_number(body, "limit", DEFAULT_MISSING), MAX_MISSING)
         min_depth = _number(body, "min_depth", 0)
         users = users_of(room, request.origin)

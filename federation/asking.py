@@ -21,7 +21,7 @@ from relay.protocol.visibility import INVITED, JOINED, SHARED, visibility_of, vi
 from relay.rooms import state, store
 from relay.rooms.room import HISTORY_VISIBILITY, Room
 from relay.rooms.rooms import Rooms
-from relay.rooms.store import REJECTED, Key, Stored
+from relay.rooms.store import REJECTED, SOFT_FAILED, Key, Stored
 
 # A server's users are asked about in batches, those in the room now first; after so many it counts as absent.
 USERS_AT_ONCE = 50
@@ -71,13 +71,23 @@ class Asking:
         out has to be able to judge what came before, or could not believe it, and would think itself in the room for ever;
         and whoever hears that the last of us left, in the same way, would think her there for ever."""
         room = await self._remembered(origin, room_id)
-        if origin not in room.servers and not any([await self._was_there(origin, room, e) for e in event_ids]):
+        if origin not in room.servers and not await self.within(origin, room, event_ids):
             raise Forbidden("Nobody on your server is in this room. Join it first.")
         return room
 
+    async def within(self, origin: str, room: Room, event_ids: Sequence[Any]) -> list[Any]:
+        """Those of these events from which a server may go back: all of them for one that is in the room, else those at which
+        it was."""
+        if origin in room.servers:
+            return list(event_ids)
+        return [e for e in event_ids if await self._was_there(origin, room, e)]
+
     async def _was_there(self, origin: str, room: Room, event_id: Any) -> bool:
         one = await self._rooms.event(event_id) if isinstance(event_id, str) else None
-        if one is None or one.room_nid != room.nid or one.rejected or one.state_nid is None:
+        if one is None or one.room_nid != room.nid or one.state_nid is None:
+            return False
+        if one.marks & (REJECTED | SOFT_FAILED):
+            # Anybody who knows an old event can make a join that was allowed there.
             return False
         entries = await self._rooms.states.get(one.state_nid)
         held = [e for (type, key), (e, _) in entries.items() if type == "m.room.member" and server_of(key) == origin]

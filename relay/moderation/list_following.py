@@ -7,19 +7,20 @@ is in it already. Where the room of a list is replaced, the new one is followed 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import structlog
 
-from relay.db import Database, Tx
+from relay.db import Database
 from relay.errors import ApiError, InvalidParam, NotAllowed, NotFound, RemoteError
 from relay.ids import is_server_name, server_of
 from relay.moderation.acts import OPERATOR
 from relay.moderation.audit_log import AuditLog
 from relay.moderation.own_rooms import OwnRooms
-from relay.moderation.policy_lists import EFFECTS, IGNORE, PolicyLists
+from relay.moderation.policy_lists import EFFECTS, IGNORE, MAX_LISTS, PolicyLists
 from relay.rooms.members import Members
 from relay.rooms.room import CREATE
 from relay.rooms.rooms import Rooms
@@ -28,6 +29,10 @@ log = structlog.get_logger("lists")
 
 MAX_VIA = 10
 REPLACED = "rule:list-replaced"
+# Into how many rooms a list may lead the relay by naming them in its place, until the next start: each costs a join.
+MAX_SUCCESSORS = 5
+# So many lists, and none is followed into another room: moderators can always add one by hand.
+MAX_FOLLOWED = MAX_LISTS // 2
 
 # The room that an ID or an alias means, and servers that may help to get in.
 Finds = Callable[[str], Awaitable[tuple[str, list[str]]]]
@@ -51,7 +56,11 @@ class ListFollowing:
         self._own_rooms = own_rooms
         self._audit_log = audit_log
         self._finds = finds
-        members.also_admitted = lists.is_followed
+        # What is looked at before it is followed; the list that one goes back to; how often that led elsewhere.
+        self._tried: set[str] = set()
+        self._begun_as: dict[str, str] = {}
+        self._tries: Counter[str] = Counter()
+        members.also_admitted = lambda room_id: lists.is_followed(room_id) or room_id in self._tried
         lists.on_replaced.append(self._replaced)
 
     def commands(self) -> dict[str, Callable[..., Awaitable[Any]]]:
@@ -98,35 +107,42 @@ class ListFollowing:
         effect = self._lists.effect_of(old)
         if effect is None or effect == IGNORE or self._lists.effect_of(new) is not None:
             return
+        first = self._begun_as.get(old, old)
+        if self._tries[first] >= MAX_SUCCESSORS or self._lists.chosen >= MAX_FOLLOWED:
+            log.warning("a followed list names too many rooms that replace it, and is not followed into this one")
+            return
+        self._tries[first] += 1
+        mine = await self._own_rooms.speaker()
+        was_in = self._rooms.membership(new, mine) == "join"
+        self._tried.add(new)
         try:
-            with self._db.write() as tx:
-                self._lists.choose(tx, new, effect)
-                self._record(tx, f"list.{effect}", new, old)
-            await tx
             await self._come_in(new, [server_of(sender)])
+            room = await self._rooms.get(new)
+            predecessor = (await room.content(*CREATE)).get("predecessor") if room is not None else None
+            if isinstance(predecessor, dict) and predecessor.get("room_id") == old:
+                with self._db.write() as tx:
+                    self._lists.choose(tx, new, effect)
+                    self._audit_log.record(
+                        tx,
+                        actor=REPLACED,
+                        action=f"list.{effect}",
+                        target=new,
+                        reason_code="replaced",
+                        automated=True,
+                        detail={"replaces": old},
+                    )
+                await tx
+                self._begun_as[new] = first
         except ApiError as error:
             log.warning("the room that replaces a followed list could not be come into", exc_info=error)
             return
-        room = await self._rooms.get(new)
-        predecessor = (await room.content(*CREATE)).get("predecessor") if room is not None else None
-        if not isinstance(predecessor, dict) or predecessor.get("room_id") != old:
-            with self._db.write() as tx:
-                self._lists.choose(tx, new, None)
-                self._record(tx, "list.unfollow", new, old)
-            await tx
-            await self._leave(new)
+        finally:
+            self._tried.discard(new)
+        if not self._lists.is_followed(new):
+            log.warning("the room that a followed list names in its place does not know of it, and is not followed")
+            if not was_in:
+                await self._leave(new)
         await self._lists.look_again(new)
-
-    def _record(self, tx: Tx, action: str, new: str, old: str) -> None:
-        self._audit_log.record(
-            tx,
-            actor=REPLACED,
-            action=action,
-            target=new,
-            reason_code="replaced",
-            automated=True,
-            detail={"replaces": old},
-        )
 
     async def _found(self, list_room: str) -> tuple[str, list[str]]:
         try:

@@ -90,6 +90,11 @@ class PolicyLists(Part):
         if self:
             self._first.set()
 
+    @property
+    def chosen(self) -> int:
+        """How many were chosen."""
+        return len(self._chosen)
+
     def effect_of(self, room_id: str) -> str | None:
         return self._effects.get(room_id)
 

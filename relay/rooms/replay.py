@@ -8,7 +8,7 @@ under the room's lock; what it finds is written by the caller, at once.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +27,11 @@ from relay.rooms.store import COLUMNS, HISTORY, IN_PART, REJECTED, SOFT_FAILED, 
 
 # Whoever is in a room can have any number of events refused there.
 MAX_RISEN = 1_000
+# Latest events that are looked at together, and that a room has afterwards: what held any number of others together may turn
+# out to be refused.
+MAX_ENDS = 50
+# Merged states that are kept: each is as large as the room.
+MAX_MERGED = 16
 
 _REFUSED = REJECTED | SOFT_FAILED | IN_PART
 
@@ -76,7 +81,7 @@ class Replay:
     def __init__(self, db: Database, rooms: Rooms) -> None:
         self._db = db
         self._rooms = rooms
-        self._merged: dict[frozenset[int], Known] = {}
+        self._merged: OrderedDict[frozenset[int], Known] = OrderedDict()
 
     async def over(self, room: Room, partial: Partial, members: StateMap) -> Replayed:
         """`members` are the member events of the state before the join. The caller holds the room's lock, and everything that
@@ -96,6 +101,7 @@ class Replay:
         latest: dict[str, Known] = {}
         standing: dict[str, Stored] = {}
         beneath: dict[str, set[str]] = {}
+        built_on: set[str] = set()
         waiting = since
         while waiting:
             later = []
@@ -108,16 +114,20 @@ class Replay:
                 ids.discard(one.id)
                 known, marks = await self._place(room, partial, one, first, after, replayed)
                 after[one.id] = known
+                seen = _seen_through(prev, beneath)
                 if one.pos is not None and not marks & _REFUSED:
                     standing[one.id] = one
-                    await self._moves(room, one, known, latest, beneath, replayed)
+                    built_on |= seen
+                    await self._moves(room, one, known, latest, seen, replayed)
                 else:
-                    beneath[one.id] = _seen_through(prev, beneath)
+                    beneath[one.id] = seen.intersection(latest)
                 # Whole states are large: kept are those on which something builds.
                 for e in set(prev):
                     cited[e] -= 1
-                    if not cited[e] and e in after and e not in room.extremities:
-                        del after[e]
+                for e in (*prev, one.id):
+                    if cited[e] <= 0 and e not in room.extremities:
+                        after.pop(e, None)
+                        beneath.pop(e, None)
             if len(later) == len(waiting):
                 break
             waiting = later
@@ -131,10 +141,10 @@ class Replay:
         replayed.cited = [(e, one.event) for one in standing.values() for e in one.event.prev_events if e in risen]
         replayed.ends_gone = [e for e in room.extremities if e in beneath]
         if replayed.ends_gone:
-            built_on = _seen_through([e for one in standing.values() for e in one.event.prev_events], beneath)
-            replayed.ends_come = [
-                e for e in _seen_through(replayed.ends_gone, beneath) if e in standing and e not in built_on
-            ]
+            come = _seen_through(replayed.ends_gone, beneath) - built_on
+            replayed.ends_come = [e for e in standing if e in come][-MAX_ENDS:]
+            if not replayed.ends_come and len(replayed.ends_gone) == len(room.extremities):
+                replayed.ends_come = list(latest)[-1:]  # the room goes on from somewhere
         return replayed
 
     async def _place(
@@ -187,13 +197,15 @@ class Replay:
         one: Stored,
         known: Known,
         latest: dict[str, Known],
-        beneath: Mapping[str, set[str]],
+        seen: set[str],
         replayed: Replayed,
     ) -> None:
-        """What was current once this event had come."""
-        for e in _seen_through(one.event.prev_events, beneath):
+        """What was current once this event had come; `seen` is what it builds on."""
+        for e in seen:
             latest.pop(e, None)
         latest[one.id] = known
+        if len(latest) > MAX_ENDS:
+            del latest[next(iter(latest))]
         ends = {each.nid: each for each in latest.values()}
         current = known if len(ends) == 1 else await self._together(room, list(ends.values()))
         if replayed.changes[-1][1] != current.nid and one.pos is not None:
@@ -207,6 +219,9 @@ class Replay:
         if known is None:
             entries = await self._rooms.states.resolved(room.version, nids)
             known = self._merged[nids] = await self._written(room, entries, ends)
+            if len(self._merged) > MAX_MERGED:
+                self._merged.popitem(last=False)
+        self._merged.move_to_end(nids)
         return known
 
     async def _written(self, room: Room, entries: StateMap, near: Sequence[Known]) -> Known:

@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from relay.protocol.event import Event, parse
 from relay.rooms.room import Room
+from relay.rooms.store import SOFT_FAILED
 from tests.federation.residence import ALICE, SECRET, US, V1, Peer, Residence, at
 
 
@@ -85,6 +86,44 @@ async def test_the_last_words_of_people_who_left_can_be_asked_for(house: Residen
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN"), "they are for those who were there"
     answer = await three.template("join", room, three.user("dave"))
     assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND"), "and nobody is let into a room by those who left it"
+
+
+async def test_whoever_was_put_out_goes_back_from_there_and_from_nowhere_else(house: Residence) -> None:
+    room, two = await house.room(preset="public_chat"), house.peer("two.example")
+    carol = await two.lives_in(room, "carol")
+    before = await house.says(room)
+    await house.members.kick(ALICE, room.room_id, carol)
+    out = room.state["m.room.member", carol]
+    said = [await house.says(room) for _ in range(2)]
+
+    async def asked(*latest: str) -> tuple[int, list[str]]:
+        missing = {"earliest_events": [], "latest_events": list(latest)}
+        answer = await two.asks("POST", at(f"{V1}/get_missing_events", room.room_id), missing)
+        return answer.status, ids(room, answer.json.get("events", []))
+
+    status, given = await asked(out)
+    assert status == 200 and before.id in given, "what came before it was put out, it may judge"
+    status, given = await asked(out, said[1].id)
+    assert status == 200 and before.id in given and said[0].id not in given, "what came after is not for it"
+    assert (await asked(said[1].id))[0] == 403
+
+
+async def test_a_refused_join_opens_no_history(house: Residence) -> None:
+    room, two = await house.room(preset="public_chat"), house.peer("two.example")
+    old = await house.says(room)
+    join = await two.writes(room, "mallory", type="m.room.member", content={"membership": "join"},
+                            state_key=two.user("mallory"), after=[old])  # fmt: skip
+    await house.sets(room, "m.room.join_rules", {"join_rule": "invite"})
+    await two.transmits(join)
+    one = await house.rooms.event(join.id)
+    assert one is not None and one.marks & SOFT_FAILED, "there it was allowed, and is no more"
+    missing = {"earliest_events": [], "latest_events": [join.id]}
+    for answer in (
+        await two.asks("GET", at(f"{V1}/state_ids", room.room_id, query=f"event_id={join.id}")),
+        await two.asks("GET", at(f"{V1}/event", join.id)),
+        await two.asks("POST", at(f"{V1}/get_missing_events", room.room_id), missing),
+    ):
+        assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN"), "it was never there"
 
 
 async def test_history_goes_back_from_where_it_is_asked(house: Residence) -> None:

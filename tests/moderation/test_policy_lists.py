@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.moderation.list_following import MAX_SUCCESSORS
 from relay.moderation.policy_rules import MAX_RULES, TYPES, Bans
+from tests.moderation.casehouse import casework
 from tests.moderation.test_actions import SAFETY, takes
 from tests.people import Person, Refused, path, until
 from tests.town import Town
@@ -110,10 +113,52 @@ async def test_a_list_goes_on_in_the_room_that_replaces_its_room(town: Town) -> 
     assert await until(is_refused), "and its rules count"
     history = (await mod.calls("GET", f"{SAFETY}/audit"))["entries"]
     moved = {(one["action"], one["target"]) for one in history if one["actor"] == "rule:list-replaced"}
-    assert moved == {("list.apply", new), ("list.apply", foreign), ("list.unfollow", foreign)}, "the log says so"
+    assert moved == {("list.apply", new)}, "the log says so"
     await mod.calls("DELETE", f"{SAFETY}/lists/{path(old)}")
     await house.restart()
     assert set(await followed()) == {new, strays}, "moderators let go of the old one"
+
+
+async def test_a_list_does_not_lead_the_relay_about(town: Town) -> None:
+    house = await town.relay("one")
+    [keeper] = await town.users("keeper@lists")
+    mod, alice = await town.users("mod@one", "alice@one")
+    await house.command("user.admin", user="mod", admin=True)
+    strays = await keeper.creates_room(preset="public_chat", creation_content={"type": "m.policy"})
+    await mod.calls("POST", f"{SAFETY}/lists", {"room_id": strays, "effect": "apply", "via": [keeper.server]})
+    await alice.calls("POST", f"users/{path(keeper.id)}/report", {"reason": "x"})
+    assert await until(lambda: casework(house).own_rooms.room_of(alice.id)), "the relay tells her that it was heard"
+    notices = str(await casework(house).own_rooms.room_of(alice.id))
+
+    async def is_replaced_by(room: str) -> None:
+        await keeper.sets(strays, "m.room.tombstone", {"replacement_room": room})
+
+        async def is_heard() -> bool:
+            [one] = (await mod.calls("GET", f"{SAFETY}/lists"))["lists"]
+            return bool(one["replaced_by"] == room)
+
+        assert await until(is_heard), "a room that does not know of the list is not followed"
+
+    await is_replaced_by(notices)
+    foreign = [await keeper.creates_room(preset="public_chat") for _ in range(MAX_SUCCESSORS)]
+    for room in foreign:
+        await is_replaced_by(room)
+    # Each is heard of when the one before it was dealt with.
+    here = (await alice.calls("GET", f"{path('rooms', notices)}/joined_members"))["joined"]
+    assert len(here) == 2, "the relay does not leave its own rooms because a list names them"
+
+    async def came(room: str) -> list[str]:
+        members = (await keeper.calls("GET", f"{path('rooms', room)}/members"))["chunk"]
+        return [one["content"]["membership"] for one in members if one["sender"] != keeper.id]
+
+    *tried, last = foreign
+    assert await until(lambda: all_are(tried, came, ["leave"])), "it has looked into some and gone again"
+    await is_replaced_by(notices)
+    assert await came(last) == [], "and follows no list into any number of rooms"
+
+
+async def all_are(rooms: list[str], found: Callable[[str], Awaitable[list[str]]], wanted: list[str]) -> bool:
+    return [await found(room) for room in rooms] == [wanted] * len(rooms)
 
 
 async def test_moderators_choose_lists_while_it_runs(town: Town) -> None:
