@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest_asyncio
 
+from federation.inbound import MAX_AT_ONCE
 from relay.errors import Forbidden, StorageFull
 from relay.protocol.event import Event
 from relay.rooms.room import Room
 from tests.federation.residence import ALICE, SECRET, Residence
+from tests.people import until
 
 
 @pytest_asyncio.fixture
@@ -123,6 +125,32 @@ async def test_a_transaction_has_bounds(house: Residence) -> None:
     answer = await two.transmits(pdus={})
     assert (answer.status, answer.errcode) == (400, "M_BAD_JSON"), "pdus are a list"
     assert (await two.transmits(pdus=[{}] * 50, edus=[{}] * 100)).json == {"pdus": {}}, "as many as that are fine"
+
+
+async def test_only_a_few_transactions_of_one_server_are_taken_at_once(house: Residence) -> None:
+    room, two, three = await house.room(preset="public_chat"), house.peer("two.example"), house.peer("three.example")
+    await two.lives_in(room, "carol")
+    await three.lives_in(room, "dave")
+    said = [await two.writes(room, "carol") for _ in range(MAX_AT_ONCE + 1)]
+    receiver, begun, goes_on = house.receiver, 0, asyncio.Event()
+    receive = receiver.receive
+
+    async def slowly(*what: Any, **more: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        await goes_on.wait()
+        return await receive(*what, **more)
+
+    receiver.receive = slowly  # type: ignore[method-assign]
+    at_work = [asyncio.create_task(two.transmits(one)) for one in said[:MAX_AT_ONCE]]
+    assert await until(lambda: begun == MAX_AT_ONCE)
+    refused = await two.transmits(said[-1])
+    assert (refused.status, refused.errcode) == (429, "M_LIMIT_EXCEEDED"), "it waits for its own"
+    others = asyncio.create_task(three.transmits(await three.writes(room, "dave")))
+    assert await until(lambda: begun == MAX_AT_ONCE + 1), "and holds up nobody else"
+    goes_on.set()
+    assert [one.status for one in await asyncio.gather(*at_work, others)] == [200] * (MAX_AT_ONCE + 1)
+    assert (await two.transmits(said[-1])).status == 200, "then it is taken"
 
 
 async def test_nobody_speaks_for_another_server(house: Residence) -> None:

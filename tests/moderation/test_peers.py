@@ -235,6 +235,10 @@ async def test_another_server_can_neither_flood_nor_guess_nor_write(town: Town) 
         {"envelope": {**good["envelope"], "iv": "A" * 40}},
     ):  # fmt: skip
         assert (await refused("PUT", where, {**good, **changed})).status in (400, 404)
+    outsider = await town.relay("three")
+    assert outsider.server is not None
+    with pytest.raises(RemoteError, match="not in its room"):
+        await outsider.server.outbox._connections.send(here.house.name, "PUT", f"{base}/{where}", good, forced=True)
     await asks.send(here.house.name, "PUT", f"{base}/{where}", good, forced=True)
     again = {**good, "envelope": bundle.sealed_to(to, item).json()}
     assert (await refused("PUT", "forward/" + again["envelope"]["case_id"], again)).status == 409, (
