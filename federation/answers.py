@@ -67,12 +67,12 @@ class Answers(Part):
         one = await self._rooms.event(request.params["eventId"])
         if one is None or one.rejected:
             raise NotFound("This event is not known here. Ask a server that is in its room.")
-        room = await self._asking.resident_until(request.origin, one.event.room_id, [one.id])
+        room = await self._asking.history_until(request.origin, one.event.room_id, [one.id])
         users = users_of(room, request.origin)
         return self._transaction(await self._db.read(lambda query: shown(query, room, users, [one])))
 
     async def _backfill(self, request: Request) -> bytes:
-        room = await self._asking.resident_until(request.origin, request.params["roomId"], ())
+        room = await self._asking.history_until(request.origin, request.params["roomId"], ())
         start = request.query_list("v")
         if not start:
             raise MissingParam("The parameter v is missing: the event IDs from which to go back.")
@@ -90,7 +90,7 @@ class Answers(Part):
         earliest, latest = get_list(body, "earliest_events"), get_list(body, "latest_events")
         for name, given in (("earliest_events", earliest), ("latest_events", latest)):
             _require_few(name, given)
-        room = await self._asking.resident_until(request.origin, request.params["roomId"], latest)
+        room = await self._asking.history_until(request.origin, request.params["roomId"], latest)
         latest = await self._asking.within(request.origin, room, latest)
         limit = min(_number(body, "limit", DEFAULT_MISSING), MAX_MISSING)
         min_depth = _number(body, "min_depth", 0)

@@ -75,6 +75,14 @@ class Asking:
             raise Forbidden("Nobody on your server is in this room. Join it first.")
         return room
 
+    async def history_until(self, origin: str, room_id: str, event_ids: Sequence[Any]) -> Room:
+        """The same, for what was said there: a room that our moderators have shut is read from here no more. Its state is
+        told all the same, or others could not believe that our people left."""
+        room = await self.resident_until(origin, room_id, event_ids)
+        if not room.local_joined and self._rooms.is_closed(room_id):
+            raise NotFound(NOBODY_HERE)
+        return room
+
     async def within(self, origin: str, room: Room, event_ids: Sequence[Any]) -> list[Any]:
         """Those of these events from which a server may go back: all of them for one that is in the room, else those at which
         it was."""

@@ -86,6 +86,15 @@ async def test_the_last_words_of_people_who_left_can_be_asked_for(house: Residen
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN"), "they are for those who were there"
     answer = await three.template("join", room, three.user("dave"))
     assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND"), "and nobody is let into a room by those who left it"
+    house.rooms.is_closed = lambda room_id: room_id == room.room_id
+    for answer in (
+        await two.asks("POST", at(f"{V1}/get_missing_events", room.room_id), missing),
+        await two.asks("GET", at(f"{V1}/backfill", room.room_id, query=f"v={said.id}")),
+        await event_of(two, said),
+    ):
+        assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND"), "from a room that was shut nothing is read any more"
+    answer = await two.asks("GET", at(f"{V1}/event_auth", room.room_id, left))
+    assert answer.status == 200, "that they left it can be believed all the same"
 
 
 async def test_whoever_was_put_out_goes_back_from_there_and_from_nowhere_else(house: Residence) -> None:
