@@ -134,6 +134,7 @@ class Replay:
         ends = {after[e].nid: after[e] for e in room.extremities if e in after}
         if ends:
             replayed.current = await self._together(room, list(ends.values()))
+        self._merged.clear()
         if replayed.changes[-1][1] != replayed.current.nid:
             last = max((one.pos or 0 for one in since), default=partial.pos)
             replayed.changes.append((last, replayed.current.nid))
