@@ -92,7 +92,9 @@ async def test_the_last_words_of_people_who_left_can_be_asked_for(house: Residen
         await two.asks("GET", at(f"{V1}/backfill", room.room_id, query=f"v={said.id}")),
         await event_of(two, said),
     ):
-        assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND"), "from a room that was shut nothing is read any more"
+        assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND"), (
+            "from a room that was shut nothing is read any more"
+        )
     answer = await two.asks("GET", at(f"{V1}/event_auth", room.room_id, left))
     assert answer.status == 200, "that they left it can be believed all the same"
 
