@@ -47,7 +47,7 @@ MAX_FEDERATION_BODY = 16 * 2**20
 MAX_JSON_DEPTH = 100
 
 MAX_PROXIES = 10
-MAX_DECODED = 2_000
+MAX_DECODED, MAX_DECODED_LENGTH = 2_000, 256
 
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 Auth = Literal["none", "user", "optional", "server"]
@@ -316,7 +316,10 @@ class Router:
 
 
 def _decoded(segment: str) -> str:
-    return _unquoted(segment) if "%" in segment else segment
+    if "%" not in segment:
+        return segment
+    # A stranger's may be as long as a path, and is named once.
+    return _unquoted(segment) if len(segment) <= MAX_DECODED_LENGTH else unquote(segment, errors="strict")
 
 
 @lru_cache(MAX_DECODED)

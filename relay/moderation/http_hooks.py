@@ -204,7 +204,7 @@ class Antispam(Part):
             async with asyncio.timeout(seconds):
                 status, answer = await self._post(callback, body, seconds)
             given = None if 200 <= status < 300 else orjson.loads(answer)
-            if given is not None and not isinstance(given, dict):
+            if not 200 <= status < 300 and not isinstance(given, dict):
                 raise BadAnswer("no object")
         except (RemoteError, TimeoutError, orjson.JSONDecodeError, BadAnswer):
             if callback in self._settings.fail_open:

@@ -177,6 +177,8 @@ async def test_draupnirs_antispam_protocol(town: Town) -> None:
         carol = await town.user("carol@one")
         public = await alice.creates_room(preset="public_chat")
         assert (await carol.is_refused(carol.joins(public))).status == 403, "joining is refused where it can't be asked"
+        tool.answers["user_may_join_room"] = (500, None)
+        assert (await carol.is_refused(carol.joins(public))).status == 403, "nor is no answer a yes"
         tool.answers["check_event_for_spam"] = (500, "nonsense")
         await alice.sends(room)
         said = [finding["what"] for finding in await house.command("check")]

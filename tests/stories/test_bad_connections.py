@@ -289,6 +289,17 @@ async def test_requests_in_a_row_are_answered_in_their_order_and_nonsense_behind
     ears.nothing_broke()
 
 
+async def test_a_strangers_long_names_are_not_kept(town: Town, ears: Ears) -> None:
+    alice = await town.user("alice@one")
+    await alice.is_refused(alice.calls("GET", f"directory/room/{path('#ab:c.example')}"))
+    before = web._unquoted.cache_info().currsize
+    assert before, "what is named again and again is"
+    for number in range(3):
+        where = f"directory/room/{path('🐚')}{'a' * 7_000}{number}"
+        assert (await alice.is_refused(alice.calls("GET", where))).status == 400
+    assert web._unquoted.cache_info().currsize == before
+
+
 async def test_what_is_too_large_is_refused_before_it_is_taken_in(town: Town, ears: Ears) -> None:
     alice, bob = await town.users("alice@one", "bob@one")
     house = await town.relay("one")
