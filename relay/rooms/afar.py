@@ -44,7 +44,7 @@ SUMMARY_SECONDS = 2.0
 SIZE_SECONDS = 0.5
 # From how many members on they are left to come later.
 MANY_MEMBERS = 500
-# How long the answer to the client waits for them all the same.
+# How long the answer to the client waits for them all the same, where nobody could say whether they are many.
 WHOLE_SECONDS = 1.0
 # What is looked at in memory; a larger answer is stored as it is looked at.
 IN_MEMORY = 2_000
@@ -182,9 +182,10 @@ class Afar:
             return server, event
         if partial is not None:
             self.on_partial(room_id)
-            # Most rooms are small, whatever could be told of them before: theirs are here by the time she looks.
-            with suppress(ApiError):
-                await self._rooms.whole(room_id, WHOLE_SECONDS)
+            if summary is None or summary.members is None:
+                # Most rooms of which nothing could be told before are small: theirs are here by the time she looks.
+                with suppress(ApiError):
+                    await self._rooms.whole(room_id, WHOLE_SECONDS)
         return None
 
     async def _summarised(self, server: str, room_id: str) -> _Summary | None:

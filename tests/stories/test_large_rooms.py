@@ -6,12 +6,12 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
-import aiohttp
 import pytest
 
 from federation.client import Client
 from federation.exchange import Reply
 from relay import folder
+from relay.errors import RemoteError
 from relay.remote import JoinAnswer
 from relay.rooms import afar, completion, whole_state
 from tests import crowds
@@ -33,22 +33,22 @@ async def crowded(town: Town, host: Person, house: Within) -> str:
 
 
 class Busy:
-    """Requests for the whole state of a room do not get through from this relay, until that is over."""
+    """Requests of this relay for the whole state of a room are turned down by whoever is asked, until that is over."""
 
     def __init__(self, house: Within) -> None:
         assert house.server is not None
-        outward = house.server.outbox._connections._outward
-        request = outward.request
+        connections = house.server.outbox._connections
+        usual = connections.open
         self.refused = 0
         self.over = False
 
-        async def busy(method: str, url: Any, **rest: Any) -> Reply:
-            if "/federation/v1/state/" in url.path and not self.over:
+        async def busy(server: str, method: str, target: str, **rest: Any) -> Reply:
+            if "/federation/v1/state/" in target and not self.over:
                 self.refused += 1
-                raise aiohttp.ClientConnectionError("too busy")
-            return await request(method, url, **rest)
+                raise RemoteError(server, 503, "it is too busy")
+            return await usual(server, method, target, **rest)
 
-        outward.request = busy  # type: ignore[method-assign]
+        connections.open = busy  # type: ignore[method-assign]
 
 
 async def slides(person: Person, pos: str | None) -> Any:
