@@ -259,7 +259,9 @@ class Drivers:
         self._positions.took_edus(lane.server, self._positions.handing)
 
     async def _catch_up(self, lane: Lane) -> None:
-        while lane.behind is not None:
+        # Once, if there is something: what happens meanwhile is read when this has gone, or a busy log would be followed, and
+        # all of it kept, before anything is sent.
+        while lane.behind is not None and not lane.events:
             upto = self._positions.handing
             if lane.behind < upto:
                 found = await self._catching_up.missed(lane.server, lane.behind, upto)

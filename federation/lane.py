@@ -110,11 +110,12 @@ class Lane:
         self.behind = self.floor = upto
 
     def add(self, waiting: Waiting, *, down: bool) -> None:
-        if self.behind is not None or waiting.pos <= self.floor:
+        if waiting.pos <= self.floor:
             return
         if down and len(self.events) >= MAX_WAITING_WHILE_DOWN:
             # When it comes back, it is to have the latest first.
             self.rest()
+        if self.behind is not None:
             return
         if len(self.events) >= MAX_WAITING:
             self.behind = max(self.events[-1].pos, self.floor)

@@ -245,6 +245,34 @@ async def test_after_a_long_absence_only_so_much_is_sent_in_all_and_the_latest_o
         await until(lambda: two.texts()[-1] == "and on", "then it goes on as usual")
 
 
+async def test_a_log_that_goes_on_is_not_followed_before_anything_is_sent(tmp_path: Path) -> None:
+    async with two_servers(tmp_path) as (one, two):
+        one.ledger.room(ROOM, two.name)
+        now = one.clock.now()
+        one.backoff.restore(two.name, Trouble(now - 2 * HOUR, now, MINUTE, now + MINUTE))
+        one.send_out()
+        catching_up = one.outbox._drivers._catching_up
+        usual, arrived = catching_up.missed, list[int]()
+
+        async def missed(server: str, after: int, upto: int) -> Any:
+            arrived.append(len(two.texts()))
+            found = await usual(server, after, upto)
+            if len(arrived) <= 3:
+                for number in range(10):
+                    await one.ledger.says(ROOM, f"{len(arrived)} {number}")
+                await until(lambda: one.outbox.positions.pos >= one.db.stable_pos(), "somebody talks on")
+            return found
+
+        catching_up.missed = missed  # type: ignore[method-assign]
+        for number in range(60):
+            await one.ledger.says(ROOM, f"0 {number}")
+        await until(lambda: one.outbox.positions.pos >= one.db.stable_pos(), "the outbox has seen it all")
+        one.clock.forward(2 * MINUTE)
+        await until(lambda: bool(two.texts()) and two.texts()[-1] == "3 9", "all of it arrives")
+        assert arrived[:2] == [0, 1], "what was found is sent before it looks for more"
+        assert two.texts() == ["0 59", *(f"{read} {number}" for read in (1, 2, 3) for number in range(10))]
+
+
 async def test_those_that_keep_their_answers_do_not_delay_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
