@@ -51,9 +51,7 @@ class Replayed:
     rejected: dict[str, bool] = field(default_factory=dict)  # of each event that was judged anew
     changes: list[tuple[int, int]] = field(default_factory=list)  # (pos, state)
     risen: list[Taken] = field(default_factory=list)  # they have no place yet; each after what it builds on
-    cited: list[tuple[str, Event]] = field(
-        default_factory=list
-    )  # (one of these, what stands in the room and builds on it)
+    cited: list[tuple[str, Event]] = field(default_factory=list)  # (one of these, what stands and builds on it)
     ends_gone: list[str] = field(default_factory=list)  # latest events that are rejected now
     ends_come: list[str] = field(default_factory=list)  # what is latest in their place
 

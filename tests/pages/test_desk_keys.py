@@ -88,4 +88,8 @@ async def test_a_browser_that_can_not_open_keys_says_what_to_do(
     await reader.page.locator("#passphrase").fill(PASSPHRASE)
     await reader.page.keyboard.press("Enter")
     await reader.page.get_by_text(cure).wait_for()
+    await reader.goes_to("/_relay/desk/keys")
+    await reader.page.get_by_role("button", name="Remove it from this browser").click()
+    await reader.page.get_by_role("button", name="Sure? Only your written copy is left then").click()
+    await reader.page.get_by_text("This browser holds no key").wait_for()
     await reader.is_content()

@@ -115,7 +115,9 @@
   let surely = false;
   const restore = () => { surely = false; removes.textContent = REMOVE; };
   removes.addEventListener("blur", restore);
-  removes.addEventListener("click", doing(() => {
+  removes.addEventListener("click", (event) => {
+    event.preventDefault();
+    event.stopPropagation();
     if (!surely) {
       surely = true;
       removes.textContent = "Sure? Only your written copy is left then";
@@ -125,7 +127,7 @@
     localStorage.removeItem(KEY);
     say("");
     showState();
-  }));
+  });
 
   showState();
   checkList().catch((error) => {
