@@ -10,7 +10,8 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 import orjson
 
@@ -26,11 +27,17 @@ MAX_HEADER = 4096
 MAX_SIGNATURES = 4
 # Larger messages are hashed in a thread.
 INLINE_BYTES = 256 * 1024
+# Beginnings of headers that are remembered: what a peer writes before its signature is the same in each of its requests.
+MAX_BEGINNINGS = 1024
+MAX_BEGINNING = 512
+# `,sig="` and 64 bytes in base64 end the header of most servers.
+_LAST, _LAST_LENGTH = ',sig="', 86
 
 _PARAMETER = re.compile(
     r"[ \t]*(?:([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*=[ \t]*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"\\]+)))?[ \t]*(?:,|\Z)"
 )
 _ESCAPED = re.compile(r"\\(.)")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+")
 _OURS = frozenset({"origin", "destination", "key", "sig", "signature"})
 
 
@@ -81,10 +88,39 @@ def parse(header: str) -> Credentials:
         raise Unauthorized("The Authorization header has another scheme than X-Matrix.")
     if len(header) > MAX_HEADER:
         raise Unauthorized(f"The Authorization header is longer than {MAX_HEADER} characters.")
+    claimed = _ending_in_signature(rest) or _claimed(rest)
+    if claimed.signature is None:
+        raise Unauthorized("The Authorization header lacks one of origin, key and sig.")
+    try:
+        raw = from_base64(claimed.signature)
+    except BadJson:
+        raise Unauthorized("The signature in the Authorization header is not base64.") from None
+    return Credentials(claimed.origin, claimed.destination, claimed.key_id, raw)
+
+
+class _Claimed(NamedTuple):
+    origin: str
+    destination: str | None
+    key_id: str
+    signature: str | None
+
+
+def _ending_in_signature(text: str) -> _Claimed | None:
+    """None where it has another form, which is no error."""
+    beginning, _, signature = text.rpartition(_LAST)
+    if len(signature) != _LAST_LENGTH + 1 or signature[-1] != '"' or not 0 < len(beginning) <= MAX_BEGINNING:
+        return None
+    claimed = _beginning(beginning)
+    if claimed.signature is not None or not _BASE64.fullmatch(signature, 0, _LAST_LENGTH):
+        return None
+    return claimed._replace(signature=signature[:-1])
+
+
+def _claimed(text: str) -> _Claimed:
     found: dict[str, str] = {}
     at = 0
-    while at < len(rest):
-        match = _PARAMETER.match(rest, at)
+    while at < len(text):
+        match = _PARAMETER.match(text, at)
         if match is None or match.end() == at:
             raise Unauthorized("The Authorization header is malformed: it is a list of name=value, parted by commas.")
         at = match.end()
@@ -95,19 +131,17 @@ def parse(header: str) -> Credentials:
             if name in found:
                 raise Unauthorized(f"The Authorization header has two values for {name}.")
             found[name] = _ESCAPED.sub(r"\1", match[2]) if match[2] is not None else match[3]
-    signature = found.get("sig", found.get("signature"))
     origin, key_id = found.get("origin"), found.get("key")
-    if origin is None or key_id is None or signature is None:
+    if origin is None or key_id is None:
         raise Unauthorized("The Authorization header lacks one of origin, key and sig.")
     if not is_server_name(origin):
         raise Unauthorized("The origin in the Authorization header is not a server name.")
     if not key_id.startswith("ed25519:"):
         raise Unauthorized("The key in the Authorization header is not an ed25519 key.")
-    try:
-        raw = from_base64(signature)
-    except BadJson:
-        raise Unauthorized("The signature in the Authorization header is not base64.") from None
-    return Credentials(origin, found.get("destination"), key_id, raw)
+    return _Claimed(origin, found.get("destination"), key_id, found.get("sig", found.get("signature")))
+
+
+_beginning = lru_cache(MAX_BEGINNINGS)(_claimed)
 
 
 class XMatrix:

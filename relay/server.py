@@ -348,7 +348,9 @@ class Server:
         ]  # fmt: skip
         sync_rooms = SyncRooms(db, rooms, viewing)
         gather = Gather(rooms, bell, sync_rooms, self._parts, account_data.ignored_users)
-        self._sync = ClassicSync(db, bell, clock, gather, filters, sessions.require_alive, presence.seen)
+        self._sync = ClassicSync(
+            db, bell, clock, gather, filters, sessions.require_alive, presence.seen, to_device.queues.known_empty
+        )
         orders = RoomOrders(db, bell, rooms, account_data)
         gather.hides_invite = orders.hides_invite = gateway.hides_invite = hidden_invites.hides
         gather.hides_leave = badges.holds_back = contact_gate.hides_leave

@@ -141,6 +141,10 @@ class DeviceQueues:
         self._since_trim[device] = count % TRIM_EVERY
         return count >= TRIM_EVERY
 
+    def known_empty(self, user_id: str, device_id: str, pos: int) -> bool:
+        """Whether it is known without a query that nothing waits that came up to `pos`, taken or not."""
+        return (self._empty_to.get((user_id, device_id)) or -1) >= pos
+
     async def changes(self, ask: SyncAsk, share: SyncShare) -> None:
         device = (ask.user_id, ask.device_id)
         empty_to = self._empty_to.get(device) or -1

@@ -22,6 +22,8 @@ from relay.web import Caller, Request, Route
 MAX_TIMEOUT_MS = 120_000
 
 Seen = Callable[[str, str], Awaitable[None]]
+# (user, device, pos of her token) -> whether the queue up to there is empty, as far as is known without a query.
+NothingQueued = Callable[[str, str, int], bool]
 
 
 class ClassicSync(Part):
@@ -34,6 +36,7 @@ class ClassicSync(Part):
         filters: Filters,
         require_alive: Callable[[Caller], None],
         seen: Seen,
+        nothing_queued: NothingQueued,
     ) -> None:
         self._db = db
         self._bell = bell
@@ -42,6 +45,7 @@ class ClassicSync(Part):
         self._filters = filters
         self._require_alive = require_alive
         self._seen = seen
+        self._nothing_queued = nothing_queued
         self._stopping = False
 
     def routes(self) -> Iterable[Route]:
@@ -69,20 +73,27 @@ class ClassicSync(Part):
         timeout = request.query_int("timeout", 0, high=MAX_TIMEOUT_MS) / 1000
         await self._seen(who.user_id, request.query.get("set_presence", "online"))
         until = self._clock.monotonic() + timeout
-        after = since
+        after, waits = since, since is not None and not full_state
+        if after is not None and waits and self._nothing_queued(who.user_id, who.device_id, after.pos):
+            # Most who ask have all there is, and nothing to be taken off their queue: they are looked at once something came.
+            await self._wait(who, after, until)
         while True:
             upto = Token(self._db.epoch, self._db.stable_pos(), self._bell.typing)
             gathered = await self._gather.everything(
                 who.user_id, who.device_id, after, upto, filter, full_state=full_state, state_after=state_after
             )
-            left = until - self._clock.monotonic()
-            if since is None or full_state or not gathered.empty or left <= 0 or self._stopping:
+            if not waits or not gathered.empty or self._stopping or self._clock.monotonic() >= until:
                 return rendered(gathered)
             after = upto
-            while not self._bell.changed(who.user_id, upto.pos, upto.typing) and left > 0 and not self._stopping:
-                await self._bell.wait(who.user_id, left)
-                left = until - self._clock.monotonic()
-                self._require_alive(who)
+            await self._wait(who, after, until)
+
+    async def _wait(self, who: Caller, after: Token, until: float) -> None:
+        """Until something came for this person, the clock says `until`, or the server stops."""
+        left = until - self._clock.monotonic()
+        while left > 0 and not self._stopping and not self._bell.changed(who.user_id, after.pos, after.typing):
+            await self._bell.wait(who.user_id, left)
+            left = until - self._clock.monotonic()
+            self._require_alive(who)
 
 
 def rendered(gathered: Gathered) -> bytes:

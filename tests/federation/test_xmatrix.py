@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -96,6 +97,29 @@ def test_what_is_quoted_is_read_back(order: list[str], extra: str, quoted: bool)
 
     found = parse("X-Matrix " + ",".join(written(name) for name in order))
     assert (found.origin, found.destination) == ("h.x:8448", "[::1]:1"), "whatever else stands in the header"
+
+
+PIECES = st.sampled_from(
+    ['origin="a"', "origin=a", 'key="ed25519:k"', 'destination="b"', f'sig="{SIGNATURE}"', f",sig={SIGNATURE}",
+     f'signature="{SIGNATURE}"', f',sig="{SIGNATURE}"', 'more="x', '"', "\\", ",", " ", SIGNATURE]
+)  # fmt: skip
+
+
+@given(st.lists(PIECES, max_size=9).map("".join) | st.lists(PIECES, max_size=6).map(",".join))
+def test_the_short_way_reads_what_the_long_way_reads(text: str) -> None:
+    def read(way: Callable[[str], object]) -> object:
+        try:
+            return way(text)
+        except Unauthorized:
+            return "refused"
+
+    short = read(xmatrix._ending_in_signature)
+    assert short in (None, read(xmatrix._claimed)), "a header whose beginning is remembered"
+
+
+def test_the_short_way_is_taken() -> None:
+    header = authorization("GET", "/", "a.b:1", "c", None, SigningKey.generate("k"))
+    assert xmatrix._ending_in_signature(header.partition(" ")[2]) is not None, "by what we write ourselves"
 
 
 async def _ask(one: Neighbour, two: Neighbour, body: bytes, header: str) -> tuple[int, dict[str, object]]:
