@@ -360,7 +360,7 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             last_pos = 0
             for outcome in outcomes:
-                self._execute(connection, query, outcome)
+                self._execute(connection, query, outcome, alone=len(outcomes) == 1)
                 last_pos = max(last_pos, outcome.tx.last_pos)
             if last_pos:
                 connection.execute("UPDATE settings SET value = ? WHERE name = 'pos'", (str(last_pos),))
@@ -376,12 +376,14 @@ class Database:
                 self._break(outcome.tx)
         return outcomes
 
-    def _execute(self, connection: sqlite3.Connection, query: Query, outcome: _Outcome) -> None:
+    def _execute(self, connection: sqlite3.Connection, query: Query, outcome: _Outcome, *, alone: bool) -> None:
+        """Where it stands `alone` in its transaction, that is what is undone if it fails."""
         tx = outcome.tx
         if tx._chain is not None and self._broken.get(tx._chain, -1) >= tx._generation:
             outcome.error = ChainBroken(tx._chain)
             return
-        connection.execute("SAVEPOINT job")
+        if not alone:
+            connection.execute("SAVEPOINT job")
         try:
             for statement in tx._statements:
                 if type(statement) is tuple:
@@ -390,14 +392,19 @@ class Database:
                     connection.executemany(_translated(statement.sql), statement.rows)
                 else:
                     outcome.result = statement(query)
-            connection.execute("RELEASE job")
+            if not alone:
+                connection.execute("RELEASE job")
         except Exception as error:
             self._break(tx)
             outcome.error = _translate_error(error)
             if not connection.in_transaction:  # a full disk can end the whole transaction
                 raise
-            connection.execute("ROLLBACK TO job")
-            connection.execute("RELEASE job")
+            if alone:
+                connection.execute("ROLLBACK")
+                connection.execute("BEGIN IMMEDIATE")
+            else:
+                connection.execute("ROLLBACK TO job")
+                connection.execute("RELEASE job")
 
     def _break(self, tx: Tx) -> None:
         if tx._chain is not None:

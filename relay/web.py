@@ -254,6 +254,8 @@ class Router:
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._root = _Node()
+        # The ends of paths without parameters, which need not be looked for.
+        self._literal: dict[str, _Node] = {}
         self.routes: list[Route] = []
         for route in routes:
             self.add(route)
@@ -271,12 +273,14 @@ class Router:
         if route.method in node.methods:
             raise ValueError(f"two routes for {route.method} {route.path}")
         node.methods[route.method] = (route, tuple(names))
+        if not names:
+            self._literal[route.path] = node
         self.routes.append(route)
 
     def find(self, method: str, raw_path: str) -> tuple[Route, dict[str, str]]:
         """Raises Unrecognized with 404, or 405 where the path exists with other methods."""
-        segments = raw_path.split("/")[1:]
-        found = self._walk(segments)
+        literal = self._literal.get(raw_path)
+        found = (literal, []) if literal is not None else self._walk(raw_path.split("/")[1:])
         if found is None:
             raise Unrecognized("This server does not know this endpoint.")
         node, values = found

@@ -64,12 +64,14 @@ def check_strict(value: Any) -> None:
         for item in layer:
             kind = type(item)
             if kind is str:
-                _check_text(item)
+                if not item.isascii():
+                    _check_text(item)
             elif kind is dict:
                 for key in item:
                     if type(key) is not str:
                         raise BadJson("A key of a JSON object has to be a string.")
-                    _check_text(key)
+                    if not key.isascii():
+                        _check_text(key)
                 below.extend(item.values())
             elif kind is list or kind is tuple:
                 below.extend(item)
@@ -89,8 +91,6 @@ def check_strict(value: Any) -> None:
 
 
 def _check_text(text: str) -> None:
-    if text.isascii():
-        return
     try:
         text.encode()
     except UnicodeEncodeError as bad:

@@ -74,9 +74,9 @@ class Receiver:
         self._intake = intake
         self._gaps = gaps
         self._doors = doors
-        # Asks the room's policy server; set by the server.
         # Keeps an event that has to wait for what it builds on, where it can; set by the server (`later.py`).
         self.keep_for_later: Callable[[str, str, Taken], Awaitable[bool]] | None = None
+        # Asks the room's policy server; set by the server.
         self.look_at: Callable[[Room, Sequence[Taken]], Awaitable[None]] | None = None
 
     async def receive(self, origin: str, room_id: str, pdus: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:

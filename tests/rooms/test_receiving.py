@@ -199,8 +199,8 @@ async def test_a_full_disk_loses_nothing_that_was_answered(pair: tuple[str, Home
     said = [await two.says("ben", room_id) for _ in range(3)]
     execute = one.db._execute
 
-    def full(connection: Any, query: Any, outcome: Any) -> None:
-        execute(connection, query, outcome)
+    def full(connection: Any, query: Any, outcome: Any, **rest: Any) -> None:
+        execute(connection, query, outcome, **rest)
         if outcome.tx._statements and outcome.tx._chain is not None:
             raise sqlite_full()
 

@@ -81,6 +81,11 @@ async def test_memory_is_dropped_before_anybody_hears_of_the_failure(db: Databas
     order.append("heard")
     assert order == ["dropped", "heard"]
     assert not db.bell.changed("@anna:one.example", 0, 0), "and no bell rang"
+    assert await words(db) == [], "nothing of it is on disk, though it was alone in its commit"
+    last = tx.last_pos
+    await db.close()
+    await db.open([NOTES], "one.example")
+    assert db.stable_pos() == last, "its number is spent all the same"
 
 
 async def test_what_raises_inside_the_block_is_never_written(db: Database) -> None:
