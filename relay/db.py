@@ -48,6 +48,9 @@ _PRIMARY = re.compile(r"\bBIGINT PRIMARY KEY\b")
 _BYTES = re.compile(r"\bBYTES\b")
 _CLUSTERED = re.compile(r"\bCLUSTERED\b")
 _REFUSE = re.compile(r"REFUSE (UPDATE|DELETE) ON (\w+)")
+# What begins a job, keeps and undoes it: alone in its transaction, and beside others.
+_ALONE = (), (), ("ROLLBACK", "BEGIN IMMEDIATE")
+_BESIDE = ("SAVEPOINT job",), ("RELEASE job",), ("ROLLBACK TO job", "RELEASE job")
 
 
 class ChainBroken(Exception):
@@ -326,7 +329,7 @@ class Database:
             return
         tx._future = self._loop.create_future()
         # Whoever built the write may have been cancelled; an error nobody awaits is not a second error.
-        tx._future.add_done_callback(_retrieve)
+        tx._future.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._queue.put(tx)
 
     def _write_loop(self) -> None:
@@ -377,13 +380,13 @@ class Database:
         return outcomes
 
     def _execute(self, connection: sqlite3.Connection, query: Query, outcome: _Outcome, *, alone: bool) -> None:
-        """Where it stands `alone` in its transaction, that is what is undone if it fails."""
+        begin, keep, undo = _ALONE if alone else _BESIDE
         tx = outcome.tx
         if tx._chain is not None and self._broken.get(tx._chain, -1) >= tx._generation:
             outcome.error = ChainBroken(tx._chain)
             return
-        if not alone:
-            connection.execute("SAVEPOINT job")
+        for step in begin:
+            connection.execute(step)
         try:
             for statement in tx._statements:
                 if type(statement) is tuple:
@@ -392,19 +395,15 @@ class Database:
                     connection.executemany(_translated(statement.sql), statement.rows)
                 else:
                     outcome.result = statement(query)
-            if not alone:
-                connection.execute("RELEASE job")
+            for step in keep:
+                connection.execute(step)
         except Exception as error:
             self._break(tx)
             outcome.error = _translate_error(error)
             if not connection.in_transaction:  # a full disk can end the whole transaction
                 raise
-            if alone:
-                connection.execute("ROLLBACK")
-                connection.execute("BEGIN IMMEDIATE")
-            else:
-                connection.execute("ROLLBACK TO job")
-                connection.execute("RELEASE job")
+            for step in undo:
+                connection.execute(step)
 
     def _break(self, tx: Tx) -> None:
         if tx._chain is not None:
@@ -489,11 +488,6 @@ def _call_all(callbacks: Iterable[Callable[[], None]]) -> None:
             callback()
         except Exception as error:
             log.error("what follows a commit went wrong", exc_info=error)
-
-
-def _retrieve(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 def _translate_error(error: BaseException) -> BaseException:
