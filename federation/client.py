@@ -49,6 +49,9 @@ class Client:
         self._keyring = keyring
         self._state_timeout = connections.timeout * STATE_TIMEOUT_FACTOR
 
+    def left_alone(self, server: str) -> int:
+        return self._connections.left_alone(server)
+
     # --- coming and going
 
     async def make(self, kind: Literal["join", "leave", "knock"], server: str, room_id: str, user_id: str) -> Template:

@@ -70,6 +70,10 @@ class Connections:
         self._backoff = backoff
         self._doors = doors
 
+    def left_alone(self, server: str) -> int:
+        """Milliseconds until it is asked again what nobody waits for."""
+        return self._backoff.wait_left(server)
+
     async def get(
         self,
         server: str,

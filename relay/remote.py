@@ -44,6 +44,10 @@ class RemoteMedia:
 
 
 class Remote(Protocol):
+    def left_alone(self, server: str) -> int:
+        """Milliseconds until a server that could not be reached lately is asked anything again; 0 where it may be asked now."""
+        ...
+
     async def make(
         self, kind: Literal["join", "leave", "knock"], server: str, room_id: str, user_id: str
     ) -> Template: ...

@@ -252,7 +252,7 @@ class Server:
         gaps = Gaps(db, rooms, appender, intake, remote)
         receiver = Receiver(db, rooms, appender, intake, gaps, doors)
         sender = Sender(db, rooms, appender, seal, doors, clock, key)
-        later = Later(db, clock, rooms, receiver, seal)
+        later = Later(db, clock, rooms, receiver, seal, remote)
         receiver.keep_for_later = later.keep
         policies = PolicyServers(name, remote)
         receiver.look_at, sender.policies = policies.look_at, policies

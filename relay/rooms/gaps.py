@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from relay.clock import SECOND
 from relay.db import ChainBroken, Database, Query, Tx
 from relay.errors import ApiError, Forbidden, RemoteError
 from relay.protocol.event import Event
@@ -157,12 +158,11 @@ class Gaps:
             # The state's events, and those that authorise them, are most of what the event may cite.
             await self._cited(origin, room, event)
             return Gap(before, missing)
-        except RemoteError:
-            self._give_up(*((room.nid, e) for e in missing))
-            raise
-        except Forbidden as shut_out:
-            self._give_up(*((room.nid, e) for e in missing))
-            raise RemoteError(origin, 0, shut_out.text) from shut_out
+        except (RemoteError, Forbidden) as error:
+            # Where a wire broke, it is worth asking as soon as it may hold again.
+            soon = self._remote.left_alone(origin) / SECOND
+            self._give_up(*((room.nid, e) for e in missing), seconds=soon or UNFILLED_SECONDS)
+            raise error if isinstance(error, RemoteError) else RemoteError(origin, 0, error.text) from error
 
     async def _whole_room(self, room: Room) -> Room:
         """Where a room's members are being fetched already, nobody fetches them a second time. Raises RemoteError."""
@@ -178,8 +178,8 @@ class Gaps:
         if any(self._unfilled.get(one, 0.0) > now for one in what):
             raise RemoteError(self._server_name, 0, "nobody could give what is missing a moment ago")
 
-    def _give_up(self, *what: Hashable) -> None:
-        until = asyncio.get_running_loop().time() + UNFILLED_SECONDS
+    def _give_up(self, *what: Hashable, seconds: float) -> None:
+        until = asyncio.get_running_loop().time() + seconds
         for one in what:
             self._unfilled[one] = until
             self._unfilled.move_to_end(one)
@@ -415,7 +415,7 @@ class Gaps:
                     return True
             except (RemoteError, Forbidden):
                 log.info("history is not to be had here", server=server)
-        self._give_up(what)
+        self._give_up(what, seconds=UNFILLED_SECONDS)
         return False
 
     async def _keep_history(self, server: str, room: Room, taken: Sequence[Taken]) -> int:

@@ -22,6 +22,7 @@ from relay.protocol import event as events
 from relay.protocol.judge import Verdict
 from relay.protocol.seal import Seal
 from relay.protocol.versions import VERSIONS, RoomVersion
+from relay.remote import Remote
 from relay.rooms.intake import Taken
 from relay.rooms.rooms import Rooms
 from relay.rooms.store import STUB
@@ -32,6 +33,7 @@ log = structlog.get_logger("later")
 MAX_PER_SERVER = 50
 MAX_IN_ALL = 5_000
 MAX_AT_ONCE = 20
+# Where its sender could be asked, and did not give it; after a wire broke, once its sender may be asked again.
 FIRST_WAIT = MINUTE + 5 * SECOND
 LONGEST_WAIT = HOUR
 KEPT_FOR = 3 * DAY
@@ -78,12 +80,13 @@ class Later(Part):
         ),
     )
 
-    def __init__(self, db: Database, clock: Clock, rooms: Rooms, receiver: Places, seal: Seal) -> None:
+    def __init__(self, db: Database, clock: Clock, rooms: Rooms, receiver: Places, seal: Seal, remote: Remote) -> None:
         self._db = db
         self._clock = clock
         self._rooms = rooms
         self._receiver = receiver
         self._seal = seal
+        self._remote = remote
         self._waiting: Counter[str] | None = None
         self._heard_at: dict[str, int] = {}
         self._heard: set[str] = set()
@@ -99,9 +102,11 @@ class Later(Part):
             return False
         waiting[origin] += 1
         now = self._clock.now()
+        alone = self._remote.left_alone(origin)
+        wait = min(FIRST_WAIT, alone + SECOND) if alone else FIRST_WAIT
         try:
             with self._db.write() as tx:
-                tx.run(_KEEP, *_row(origin, room_id, taken, now, now + FIRST_WAIT))
+                tx.run(_KEEP, *_row(origin, room_id, taken, now, wait, now + wait))
             await tx
         except ApiError:
             self._waiting = None
@@ -113,7 +118,7 @@ class Later(Part):
         """In the caller's write: they are tried at once, in this order. How many there may be is the caller's business."""
         now = self._clock.now()
         rows = [
-            _row(taken.event.server, room_id, taken, now, now - len(given) + number)
+            _row(taken.event.server, room_id, taken, now, FIRST_WAIT, now - len(given) + number)
             for number, taken in enumerate(given)
         ]
         tx.many(_KEEP, rows)
@@ -126,7 +131,7 @@ class Later(Part):
 
     def heard_from(self, server: str) -> None:
         """It can be asked again, perhaps."""
-        if self._waiting and self._waiting[server]:
+        if self._waiting and self._waiting[server] and not self._remote.left_alone(server):
             now = self._clock.now()
             if self._heard_at.get(server, 0) + HEARD_EVERY <= now:
                 self._heard_at[server] = now
@@ -239,9 +244,9 @@ _KEEP = (
 )
 
 
-def _row(origin: str, room_id: str, taken: Taken, now: int, retry_ts: int) -> tuple[object, ...]:
+def _row(origin: str, room_id: str, taken: Taken, now: int, wait: int, retry_ts: int) -> tuple[object, ...]:
     event = taken.event
-    return event.id, room_id, origin, event.raw, taken.marks, taken.redacts, now, FIRST_WAIT, retry_ts
+    return event.id, room_id, origin, event.raw, taken.marks, taken.redacts, now, wait, retry_ts
 
 
 def _due(query: Query, now: int, heard: Sequence[str]) -> list[Row]:

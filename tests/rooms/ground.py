@@ -70,6 +70,9 @@ class LonelyRemote:
             raise RemoteError(server, 404, "no such alias", "M_NOT_FOUND")
         return self.aliases[alias]
 
+    def left_alone(self, server: str) -> int:
+        return 0
+
     def __getattr__(self, name: str) -> Any:
         async def nobody(*args: Any) -> Any:
             raise RemoteError("elsewhere", 0, "there is no other server")

@@ -68,6 +68,9 @@ class Wire:
         self.asked: list[str] = []
         self.timeout = 10.0
 
+    def left_alone(self, server: str) -> int:
+        return 0
+
     async def get(self, server: str, target: str, **_: Any) -> dict[str, Any]:
         return await self.send(server, "GET", target, None)
 
@@ -128,7 +131,7 @@ class Home:
         self.sender = Sender(db, rooms, appender, self.seal, self.doors, self.clock, self.key)
         self.afar = Afar(db, rooms, appender, intake, self.remote, self.key)
         self.completing = PartialJoins(db, self.clock, rooms, appender, intake, self.remote)
-        self.later = Later(db, self.clock, rooms, self.receiver, self.seal)
+        self.later = Later(db, self.clock, rooms, self.receiver, self.seal, self.remote)
         self.completing.keep_for_later = self.later.keep_all
         self.afar.on_partial = self._completes
         # Whether the members of rooms that were joined without them are fetched at once.

@@ -47,6 +47,35 @@ async def test_a_kick_is_heard_of_although_what_led_to_it_could_not_be_fetched(t
     assert await until(lambda: _is(waiting(two), 0)), "and nothing waits any longer"
 
 
+async def test_a_message_that_met_a_broken_wire_is_there_as_soon_as_the_wire_holds(town: Town) -> None:
+    alice, bob = await town.users("alice@one", "bob@two")
+    two = await town.relay("two")
+    room = await alice.creates_room(with_=bob)
+    assert await bob.sees(await alice.sends(room))
+    town.cut("one", "two")
+    for _ in range(52):
+        await alice.sends(room)
+    last = await alice.sends(room)
+    await town.houses["one"].restart()  # what is more than it sends one by one is caught up with by the latest alone
+    town.mend("one", "two")
+    town.cut_one_way("two", "one")
+    town.clock.forward(hours=1)
+    assert await until(lambda: _is(waiting(two), 1)), "it comes alone, and nothing can be asked"
+    assert two.server is not None
+    wait = await two.server.db.read(lambda query: query.value("SELECT wait_ms FROM waiting_events"))
+    assert 0 < wait < later.FIRST_WAIT, "it is tried as soon as the other relay is asked anything again"
+    town.mend("one", "two")
+
+    async def bob_has_it() -> bool:
+        town.clock.forward(seconds=1)
+        await bob.syncs()
+        return bob.has(last) is not None
+
+    # A minute is how long nobody is asked again for what a server that answered did not give.
+    assert await until(bob_has_it, within=45)
+    assert await until(lambda: _is(waiting(two), 0))
+
+
 async def test_what_builds_on_inventions_waits_within_bounds(town: Town) -> None:
     alice, mallory = await town.users("alice@one", "mallory@two")
     one, two = await town.relay("one"), await town.relay("two")
