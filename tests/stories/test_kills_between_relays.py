@@ -14,6 +14,7 @@ ROUNDS = 4
 
 
 async def test_messages_and_to_device_messages_cross_once_through_kills_on_both_sides(town: Town) -> None:
+    town.log_level = "info"
     one = await town.relay_apart("one")
     two = await town.relay_apart("two")
     alice, bob = await town.users("alice@one", "bob@two")
@@ -65,7 +66,8 @@ async def test_messages_and_to_device_messages_cross_once_through_kills_on_both_
         return bob.has(last) is not None and len(bob.to_device) >= len(told)
 
     await until(complete, within=25)
-    assert bob.has(last), "the conversation goes on"
+    said = "".join(f"\n{house.nickname}: …{house.log.read_text()[-4000:]}" for house in (one, two))
+    assert bob.has(last), f"the conversation goes on, with {len(bob.to_device)} of {len(told)} to-device messages{said}"
     marks = [next(iter(m["content"]["ciphertext"].values()))["body"] for m in bob.to_device]
     assert sorted(marks) == sorted(told), f"each of {len(told)} to-device messages arrives once, {len(marks)} came"
     assert marks == told, "and in order"
