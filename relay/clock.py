@@ -35,10 +35,11 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
-async def rest(clock: Clock, woken: asyncio.Event, seconds: float) -> None:
-    """How a loop rests: until somebody wakes it, or its time has come. The loop clears `woken` before it looks for work, so
-    that no call is lost."""
-    both = [asyncio.ensure_future(woken.wait()), asyncio.ensure_future(clock.sleep(seconds))]
+async def rest(clock: Clock, woken: asyncio.Event, seconds: float, *, since: float) -> None:
+    """How a loop rests: until somebody wakes it, or `seconds` after it began its look (`since`, as `monotonic` says it), and
+    so no later where the look took long. The loop clears `woken` before it looks for work, so that no call is lost."""
+    left = since + seconds - clock.monotonic()
+    both = [asyncio.ensure_future(woken.wait()), asyncio.ensure_future(clock.sleep(left))]
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     finally:

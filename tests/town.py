@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,12 @@ class Clock:
     def monotonic(self) -> float:
         return time.monotonic() + self._ahead_s
 
-    async def sleep(self, seconds: float) -> None:
-        until = self.monotonic() + seconds
-        while (left := until - self.monotonic()) > 0:
+    def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
+        """Counts from this call on, not from the first step of what it returns: time may be moved between the two."""
+        return self._until(self.monotonic() + seconds)
+
+    async def _until(self, then: float) -> None:
+        while (left := then - self.monotonic()) > 0:
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._moved.wait()

@@ -288,7 +288,7 @@ class Delivery(Part):
     async def _pause(self, lane: _Lane, seconds: float) -> None:
         """Until the time is over, or the service is heard from."""
         lane.heard.clear()
-        await rest(self._clock, lane.heard, seconds)
+        await rest(self._clock, lane.heard, seconds, since=self._clock.monotonic())
 
     # --- what passes
 

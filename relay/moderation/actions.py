@@ -412,7 +412,7 @@ class Actions(Part):
                 await self._finish(waiting)
             await self._end_what_is_over()
             await self._sweep()
-            await rest(self._clock, self._woken, began + LOOK_EVERY_SECONDS - self._clock.monotonic())
+            await rest(self._clock, self._woken, LOOK_EVERY_SECONDS, since=began)
 
     async def _still_asked(self, waiting: WaitingAct) -> bool:
         """What somebody asked for goes with her rank: it may have been taken because of what she did with it."""

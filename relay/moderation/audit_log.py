@@ -225,9 +225,10 @@ class AuditLog(Part):
     async def run(self) -> None:
         while True:
             self._woken.clear()
+            began = self._clock.monotonic()
             await self._note_restore()
             await self.checkpoint_if_due()
-            await rest(self._clock, self._woken, LOOK_EVERY_SECONDS)
+            await rest(self._clock, self._woken, LOOK_EVERY_SECONDS, since=began)
             # Many acts in a row are one look.
             await self._clock.sleep(1.0)
 

@@ -56,8 +56,9 @@ class Keeping(Part):
     async def run(self) -> None:
         while True:
             self._woken.clear()
+            began = self._clock.monotonic()
             await self.look()
-            await rest(self._clock, self._woken, LOOK_EVERY_SECONDS)
+            await rest(self._clock, self._woken, LOOK_EVERY_SECONDS, since=began)
 
     async def look(self) -> None:
         await self._tell_late()

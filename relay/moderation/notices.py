@@ -153,9 +153,10 @@ class Notices(Part):
     async def run(self) -> None:
         while True:
             self._woken.clear()
+            began = self._clock.monotonic()
             while await self._say_some():
                 pass
-            await rest(self._clock, self._woken, LOOK_EVERY_SECONDS)
+            await rest(self._clock, self._woken, LOOK_EVERY_SECONDS, since=began)
 
     async def _say_some(self) -> bool:
         """Whether there may be more."""

@@ -256,8 +256,9 @@ class Peers(Part):
     async def run(self) -> None:
         while True:
             self._woken.clear()
+            began = self._clock.monotonic()
             await self._tell_some()
-            await rest(self._clock, self._woken, LOOK_EVERY_SECONDS)
+            await rest(self._clock, self._woken, LOOK_EVERY_SECONDS, since=began)
 
     async def _tell_some(self) -> None:
         now = self._clock.now()

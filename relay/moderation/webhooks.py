@@ -185,7 +185,7 @@ class Webhooks(Part):
                 await self._deliver(target, row)
             if not rows:
                 wait = LOOK_EVERY_SECONDS if following is None else max(0.0, (following - now) / SECOND)
-                await rest(self._clock, woken, began + min(wait, LOOK_EVERY_SECONDS) - self._clock.monotonic())
+                await rest(self._clock, woken, min(wait, LOOK_EVERY_SECONDS), since=began)
 
     async def _deliver(self, target: WebhookTarget, row: _Waiting) -> None:
         posts = self._anywhere if target.allow_private_addresses else self._outside

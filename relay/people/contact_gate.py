@@ -329,13 +329,14 @@ class ContactGate(Part, OpenDoors):
             await self._follow(*key)
         while True:
             self._woken.clear()
+            began = self._clock.monotonic()
             news, self._news = self._news, []
             for user_id, room_id in news:
                 await self._follow(user_id, room_id)
             wait_ms = await self._expire()
             if self._news:
                 continue
-            await rest(self._clock, self._woken, wait_ms / SECOND)
+            await rest(self._clock, self._woken, wait_ms / SECOND, since=began)
 
     async def _follow(self, user_id: str, room_id: str) -> None:
         if self._rooms.membership(room_id, user_id) == "invite":

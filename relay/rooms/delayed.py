@@ -262,10 +262,10 @@ class DelayedEvents(Part):
         swept = 0.0
         while True:
             self._changed.clear()
-            if self._clock.monotonic() >= swept:
+            began, now = self._clock.monotonic(), self._clock.now()
+            if began >= swept:
                 await self._sweep()
-                swept = self._clock.monotonic() + SWEEP_SECONDS
-            now = self._clock.now()
+                swept = began + SWEEP_SECONDS
             rows, following = await self._db.read(store.due, now, MAX_AT_ONCE)
             well = [await self._deliver(one.delay_id) for one in rows]
             if rows and all(well):
@@ -273,7 +273,7 @@ class DelayedEvents(Part):
             if rows:
                 following = now + RETRY_MS
             wait = SWEEP_SECONDS if following is None else min(SWEEP_SECONDS, (following - now) / SECOND)
-            await rest(self._clock, self._changed, wait)
+            await rest(self._clock, self._changed, wait, since=began)
 
     async def _deliver(self, delay_id: str) -> bool:
         """False where it is the server's own trouble, such as a full disk: then it is tried again."""

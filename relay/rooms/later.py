@@ -157,11 +157,12 @@ class Later(Part):
 
     async def _rest(self) -> None:
         """Until the next is due, or there is news."""
+        began, now = self._clock.monotonic(), self._clock.now()
         due = await self._db.read(lambda query: query.value("SELECT min(retry_ts) FROM waiting_events"))
         seconds = LONGEST_SLEEP_SECONDS
         if due is not None:
-            seconds = min(seconds, max(1.0, (due - self._clock.now()) / SECOND))
-        await rest(self._clock, self._news, seconds)
+            seconds = min(seconds, max(1.0, (due - now) / SECOND))
+        await rest(self._clock, self._news, seconds, since=began)
 
     async def _try(self, row: Row) -> None:
         event_id, room_id, origin, raw, marks, redacts, came_ts, wait_ms = row
