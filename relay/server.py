@@ -121,6 +121,7 @@ from relay.rooms.delayed import CAPABILITIES as DELAYED_CAPABILITIES
 from relay.rooms.delayed import DelayedEvents
 from relay.rooms.directory import Directory
 from relay.rooms.gaps import Gaps
+from relay.rooms.history import History
 from relay.rooms.intake import Intake
 from relay.rooms.later import Later
 from relay.rooms.members import Members
@@ -251,6 +252,7 @@ class Server:
         intake = Intake(remote, seal)
         gaps = Gaps(db, rooms, appender, intake, remote)
         receiver = Receiver(db, rooms, appender, intake, gaps, doors)
+        history = History(db, rooms, appender, intake, gaps, remote)
         sender = Sender(db, rooms, appender, seal, doors, clock, key)
         later = Later(db, clock, rooms, receiver, seal, remote)
         receiver.keep_for_later = later.keep
@@ -267,12 +269,12 @@ class Server:
         )  # fmt: skip
         viewing = Viewing(db, rooms)
         filters = Filters(db)
-        timeline = Timeline(db, rooms, viewing, parse_event_filter, gaps.backfill)
+        timeline = Timeline(db, rooms, viewing, parse_event_filter, history.backfill)
         directory = Directory(db, rooms, viewing, sender, doors, remote, clock)
         rooms_part = RoomsPart(db, rooms, viewing, seal, clock, settings.privacy.clear_rooms)
         write_routes = WriteRoutes(rooms, sender, creator, members, directory, limits)
         summaries = Summaries(db, rooms, members, directory, remote)
-        dates = Dates(db, rooms, viewing, remote, gaps.backfill)
+        dates = Dates(db, rooms, viewing, remote, history.backfill)
         upgrades = Upgrades(db, rooms, sender, creator, seal, doors)
         delayed = DelayedEvents(db, clock, rooms, sender, seal, limits)
         grace = Grace(db, clock, settings.privacy.redacted_grace)

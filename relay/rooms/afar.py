@@ -26,8 +26,8 @@ from relay.protocol.signing import SigningKey
 from relay.protocol.versions import RoomVersion
 from relay.remote import JoinAnswer, Remote, Template
 from relay.rooms import store
-from relay.rooms.append import Appender
-from relay.rooms.gaps import OUTLIERS_AT_ONCE, note_gaps
+from relay.rooms.append import OUTLIERS_AT_ONCE, Appender
+from relay.rooms.gap_rows import note_gaps
 from relay.rooms.intake import Intake, sorted_out
 from relay.rooms.room import CREATE, ENCRYPTION, SERVER_ACL, STRIPPED_KEYS, Room
 from relay.rooms.rooms import Rooms

@@ -22,6 +22,9 @@ from relay.rooms.rooms import Membership, Rooms
 from relay.rooms.state import StateMap
 from relay.rooms.store import FAN_OUT, HISTORY, LOCAL, REJECTED, SOFT_FAILED, WITHHELD, Stored
 
+# Outliers in one write, so that nobody else's waits long for it.
+OUTLIERS_AT_ONCE = 500
+
 LOG_MEMBERSHIP = "INSERT INTO membership_log (pos, room_nid, user_id, before, after) VALUES ($1, $2, $3, $4, $5)"
 PUT_MEMBERSHIP = (
     "INSERT INTO memberships (room_nid, user_id, membership, event_id, pos, since_pos, local) VALUES ($1, $2, $3, $4, $5, $6, $7) "

@@ -1,5 +1,5 @@
-"""What is missing is fetched: before an event (get_missing_events, then state_ids), beside it (auth events), and, when
-somebody pages back, history (backfill). All of it before the room's lock, each with a bound on requests and events.
+"""What is missing is fetched: before an event (get_missing_events, then state_ids) and beside it (auth events). All of it
+before the room's lock, each with a bound on requests and events.
 
 Spec: server-server-api/#backfilling-and-retrieving-missing-events, #retrieving-event-authorization-information.
 """
@@ -8,43 +8,39 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
+from typing import Any
 
 import structlog
 
 from relay.clock import SECOND
-from relay.db import ChainBroken, Database, Query, Tx
+from relay.db import Database, Query
 from relay.errors import ApiError, Forbidden, RemoteError
 from relay.protocol.event import Event
-from relay.protocol.power import Levels
 from relay.remote import Remote
-from relay.rooms import redactions, state, store
-from relay.rooms.append import Appender
+from relay.rooms import store
+from relay.rooms.append import OUTLIERS_AT_ONCE, Appender
+from relay.rooms.gap_rows import Gap
 from relay.rooms.intake import Intake, Taken, in_order, sorted_out
-from relay.rooms.room import CREATE, POWER_LEVELS, Room
+from relay.rooms.room import CREATE, Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.state import StateMap
-from relay.rooms.store import HISTORY, REJECTED, STUB
+from relay.rooms.store import REJECTED
 from relay.rooms.whole_state import MAX_STATE_EVENTS, WholeState
 
-if TYPE_CHECKING:
-    from relay.rooms.receive import Receiver
-
 log = structlog.get_logger("gaps")
+
+# Places one event in its room, as journey 2 does: who gave it, the room's ID, the event, what is known in place of what is
+# before it.
+Place = Callable[[str, str, Taken, Gap | None], Awaitable[Any]]
 
 MISSING_ASKED = 20
 MAX_ROUNDS = 5
 MAX_SERVERS_ASKED = 3
 MAX_FETCHED_ONE_BY_ONE = 200
 MAX_STATE_ASKS = 3
-MAX_BACKFILL = 100
 # An event cites a few, which rest on those that made the room what it is; nearly all of these are here.
 MAX_CITED = 2_000
-MAX_TRIES = 3
-# Outliers in one write, so that nobody else's waits long for it.
-OUTLIERS_AT_ONCE = 500
 # A gap that nobody could fill is not asked for again so soon.
 UNFILLED_SECONDS = 60.0
 # Several events behind one gap come from several servers at once: the first fetches for all of them, but one whose server
@@ -54,37 +50,6 @@ PATIENCE_SECONDS = 5.0
 WHOLE_SECONDS = 20.0
 MAX_UNFILLED = 2_000
 NOT_GIVEN = (200, 403, 404)  # by a server that answers
-END = 2**62  # beyond every depth
-
-# What was missing when the event was looked at may have got its place since.
-_NOTE_GAP = (
-    "INSERT INTO gaps (room_nid, event_id, depth) SELECT $1, $2, $3 WHERE NOT EXISTS "
-    "(SELECT 1 FROM events WHERE event_id = $2 AND state_nid IS NOT NULL) ON CONFLICT (room_nid, event_id) DO NOTHING"
-)
-_LATEST_GAPS = (
-    "SELECT g.event_id FROM gaps g LEFT JOIN events e ON e.event_id = g.event_id "
-    "WHERE g.room_nid = $1 AND g.depth >= $2 AND g.depth <= $3 AND e.state_nid IS NULL ORDER BY g.depth DESC LIMIT 10"
-)
-
-
-@dataclass(slots=True)
-class Gap:
-    """What could be had in place of the events before one: the state before it. `missing` are those of its prev_events that
-    we lack."""
-
-    before: StateMap
-    missing: Sequence[str]
-
-
-def note_gaps(tx: Tx, room: Room, missing: Iterable[str], event: Event) -> None:
-    """In the write that places an event whose prev_events are not all here."""
-    depth = min(event.depth, room.version.max_depth) - 1
-    tx.many(_NOTE_GAP, [(room.nid, event_id, depth) for event_id in missing])
-
-
-def close_gap(tx: Tx, room: Room, event: Event) -> None:
-    """In the write that gives an event its place."""
-    tx.run("DELETE FROM gaps WHERE room_nid = $1 AND event_id = $2", room.nid, event.id)
 
 
 class Gaps:
@@ -98,13 +63,10 @@ class Gaps:
         self._server_name = rooms.server_name
         # What could not be filled -> until when it is not asked for. It runs out by itself.
         self._unfilled: OrderedDict[Hashable, float] = OrderedDict()
-        self._filling: dict[int, asyncio.Future[None]] = {}
         # The event that is being fetched -> what came of it: the events built on, and what is known in place of them.
         self._under_way: dict[str, asyncio.Future[tuple[frozenset[str], Gap | None]]] = {}
 
-    # --- before an event
-
-    async def fill(self, origin: str, room: Room, taken: Taken, receiver: Receiver) -> Gap | None:
+    async def fill(self, origin: str, room: Room, taken: Taken, place: Place) -> Gap | None:
         """Fetches what the event builds on and cites, unless somebody else is about it. None: it can be placed as usual now.
 
         Raises RemoteError where nobody gives what is missing.
@@ -114,7 +76,7 @@ class Gaps:
         loop = asyncio.get_running_loop()
         until = loop.time() + PATIENCE_SECONDS
         while True:
-            missing = await self._unplaced(room, event.prev_events)
+            missing = await self.unplaced(room, event.prev_events)
             lacking = missing or await self._unknown(room, event.auth_events)
             if not lacking:
                 return None
@@ -124,47 +86,44 @@ class Gaps:
             ended, _ = await asyncio.wait(others, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             for built_on_too, gap in (one.result() for one in ended):
                 if gap is not None and built_on_too == built_on:
-                    await self._cited(origin, room, event)
+                    await self.cited(origin, room, event)
                     return gap
         outcome: asyncio.Future[tuple[frozenset[str], Gap | None]] = loop.create_future()
         mine = [e for e in lacking if self._under_way.setdefault(e, outcome) is outcome]
         gap = None
         try:
-            gap = await self._fetched(origin, room, event, missing, receiver)
+            gap = await self._fetched(origin, room, event, missing, place)
             return gap
         finally:
             for event_id in mine:
                 del self._under_way[event_id]
             outcome.set_result((built_on, gap))
 
-    async def _fetched(
-        self, origin: str, room: Room, event: Event, missing: Sequence[str], receiver: Receiver
-    ) -> Gap | None:
+    async def _fetched(self, origin: str, room: Room, event: Event, missing: Sequence[str], place: Place) -> Gap | None:
         if not missing:
-            await self._cited(origin, room, event)
+            await self.cited(origin, room, event)
             return None
-        self._require_hope(*((room.nid, e) for e in missing))
+        self.require_hope(*((room.nid, e) for e in missing))
         try:
-            told = await self._earlier(origin, room, event, missing, receiver)
-            missing = await self._unplaced(room, event.prev_events)
+            told = await self._earlier(origin, room, event, missing, place)
+            missing = await self.unplaced(room, event.prev_events)
             if not missing:
-                await self._cited(origin, room, event)
+                await self.cited(origin, room, event)
                 return None
             if told:
                 # It gave something, and not what its event builds on: what it would say of the state is worth no more.
                 raise RemoteError(origin, 0, "it does not give what its event builds on")
-            room = await self._whole_room(room)
+            room = await self.whole_room(room)
             before = await self._state_before(origin, room, event)
             # The state's events, and those that authorise them, are most of what the event may cite.
-            await self._cited(origin, room, event)
+            await self.cited(origin, room, event)
             return Gap(before, missing)
         except (RemoteError, Forbidden) as error:
             # Where a wire broke, it is worth asking as soon as it may hold again.
-            soon = self._remote.left_alone(origin) / SECOND
-            self._give_up(*((room.nid, e) for e in missing), seconds=soon or UNFILLED_SECONDS)
+            self.give_up(*((room.nid, e) for e in missing), seconds=self._remote.left_alone(origin) / SECOND)
             raise error if isinstance(error, RemoteError) else RemoteError(origin, 0, error.text) from error
 
-    async def _whole_room(self, room: Room) -> Room:
+    async def whole_room(self, room: Room) -> Room:
         """Where a room's members are being fetched already, nobody fetches them a second time. Raises RemoteError."""
         if room.partial is None:
             return room
@@ -173,20 +132,21 @@ class Gaps:
         except ApiError as error:
             raise RemoteError(self._server_name, 0, error.text) from error
 
-    def _require_hope(self, *what: Hashable) -> None:
+    def require_hope(self, *what: Hashable) -> None:
         now = asyncio.get_running_loop().time()
         if any(self._unfilled.get(one, 0.0) > now for one in what):
             raise RemoteError(self._server_name, 0, "nobody could give what is missing a moment ago")
 
-    def _give_up(self, *what: Hashable, seconds: float) -> None:
-        until = asyncio.get_running_loop().time() + seconds
+    def give_up(self, *what: Hashable, seconds: float = 0.0) -> None:
+        """`seconds`: for how long; 0 where there is no telling."""
+        until = asyncio.get_running_loop().time() + (seconds or UNFILLED_SECONDS)
         for one in what:
             self._unfilled[one] = until
             self._unfilled.move_to_end(one)
         while len(self._unfilled) > MAX_UNFILLED:
             self._unfilled.popitem(last=False)
 
-    async def _unplaced(self, room: Room, event_ids: Collection[str]) -> list[str]:
+    async def unplaced(self, room: Room, event_ids: Collection[str]) -> list[str]:
         """Those that have no place in this room: we lack them, or know them only as outliers. Raises RemoteError for one of
         another room, whose state has no business here."""
         asked = [e for e in dict.fromkeys(event_ids) if room.state_after(e) is None and e not in room.extremities]
@@ -204,7 +164,7 @@ class Gaps:
             raise RemoteError(self._server_name, 0, "the event builds on one of another room")
         return unplaced
 
-    async def _earlier(self, origin: str, room: Room, event: Event, missing: Sequence[str], receiver: Receiver) -> bool:
+    async def _earlier(self, origin: str, room: Room, event: Event, missing: Sequence[str], place: Place) -> bool:
         """get_missing_events, a few times, each further back: what lies between what we have and this event. Whether the
         server answered, and with nothing of use."""
         found: dict[str, Taken] = {}
@@ -220,7 +180,7 @@ class Gaps:
                 fresh = [one for one in taken if one.event.id not in found and one.event.id != event.id]
                 found.update((one.event.id, one) for one in fresh if room.acl.allows(one.event.server))
                 wanted = {e for one in fresh for e in one.event.prev_events} | set(missing)
-                still = set(await self._unplaced(room, wanted - found.keys()))
+                still = set(await self.unplaced(room, wanted - found.keys()))
             except RemoteError as error:
                 log.info("missing events are not to be had", room_id=room.room_id, server=error.server)
                 useless = useless or error.status == 200
@@ -231,9 +191,9 @@ class Gaps:
         asks = 0
         for earlier in in_order((one.event for one in found.values()), by=lambda one: one.prev_events):
             try:
-                if not await self._unplaced(room, [earlier.id]):
+                if not await self.unplaced(room, [earlier.id]):
                     continue
-                lacking = await self._unplaced(room, earlier.prev_events)
+                lacking = await self.unplaced(room, earlier.prev_events)
                 gap = None
                 if lacking:
                     # The gap is wider than what was given: here it begins, and what follows is whole. The state's events
@@ -242,9 +202,9 @@ class Gaps:
                         continue
                     asks += 1
                     gap = Gap(await self._state_before(origin, room, earlier), lacking)
-                await self._cited(origin, room, earlier)
+                await self.cited(origin, room, earlier)
                 found[earlier.id].cited = event.server in room.servers
-                await receiver.place(origin, room.room_id, found[earlier.id], gap)
+                await place(origin, room.room_id, found[earlier.id], gap)
             except RemoteError:
                 log.info("an earlier event could not be placed", event_id=earlier.id, server=origin)
         return useless and not found
@@ -258,7 +218,7 @@ class Gaps:
         named = dict.fromkeys([origin, event.server, *others])
         return [server for server in named if server != self._server_name][:MAX_SERVERS_ASKED]
 
-    async def _cited(self, origin: str, room: Room, event: Event) -> None:
+    async def cited(self, origin: str, room: Room, event: Event) -> None:
         """The auth events of an event, as outliers, each judged by its own auth events (PDU check 4)."""
         unknown = await self._unknown(room, event.auth_events)
         if not unknown:
@@ -280,7 +240,7 @@ class Gaps:
         """Of a whole auth chain what the unknown ones rest on and is not here yet. Raises RemoteError for more than any room
         needs: whoever sends events can make up as many as she likes."""
         by_id = {one.id: one for one in given}
-        known = await self._numbers(list(by_id))
+        known = await self.numbers(list(by_id))
         needed: dict[str, Event] = {}
         waiting = list(unknown)
         while waiting:
@@ -298,10 +258,10 @@ class Gaps:
         if not asked:
             return []
         await self._db.settled()
-        known = await self._numbers(asked)
+        known = await self.numbers(asked)
         return [e for e in asked if e not in known]
 
-    async def _numbers(self, event_ids: Collection[str]) -> dict[str, int]:
+    async def numbers(self, event_ids: Collection[str]) -> dict[str, int]:
         def find(query: Query) -> dict[str, int]:
             rows = {e: query.one("SELECT nid FROM events WHERE event_id = $1", e) for e in event_ids}
             return {e: row[0] for e, row in rows.items() if row is not None}
@@ -311,7 +271,7 @@ class Gaps:
     async def keep_outliers(self, room: Room, taken: Sequence[Taken]) -> None:
         """Stores state events that others cite; one whose auth events do not allow it is marked rejected, one whose auth
         events are not all here is not kept: what is not known of it can't be held against those that cite it."""
-        known = await self._numbers([one.event.id for one in taken])
+        known = await self.numbers([one.event.id for one in taken])
         fresh = [one for one in taken if one.event.id not in known and one.event.key is not None]
         given = {one.event.id for one in fresh}
         wanted = {e for one in fresh for e in one.event.auth_events} - given
@@ -329,20 +289,20 @@ class Gaps:
         last: RemoteError | None = None
         for server in self._askable(origin, room, event):
             try:
-                return await self._state_from(server, room, event)
+                return await self.state_from(server, room, event)
             except RemoteError as error:
                 last = error
             except Forbidden as shut_out:
                 last = RemoteError(server, 0, shut_out.text)
         raise last or RemoteError(origin, 0, "no other server is known that could tell the state")
 
-    async def _state_from(self, server: str, room: Room, event: Event) -> StateMap:
+    async def state_from(self, server: str, room: Room, event: Event) -> StateMap:
         """Spec: server-server-api/#get_matrixfederationv1state_idsroomid"""
         state_ids, chain_ids = await self._remote.state_ids(server, room.room_id, event.id)
         if max(len(state_ids), len(chain_ids)) > MAX_STATE_EVENTS:
             raise RemoteError(server, 502, "the room's state is larger than this server takes")
         wanted = list(dict.fromkeys([*state_ids, *chain_ids]))
-        known = await self._numbers(wanted)
+        known = await self.numbers(wanted)
         missing = [e for e in wanted if e not in known]
         if len(missing) > MAX_FETCHED_ONE_BY_ONE:
             create = await room.event(*CREATE)
@@ -376,125 +336,3 @@ class Gaps:
         if CREATE not in before or before[CREATE] != room.entries.get(CREATE, before[CREATE]):
             raise RemoteError(server, 0, "the state it gave has not the room's create event")
         return before
-
-    # --- history
-
-    async def backfill(self, room: Room, limit: int, lowest: int = -1, highest: int = END) -> bool:
-        """Asks for what lies before the latest gaps in this range of depths. True where something came, or may have come by somebody else's asking."""
-        filling = self._filling.get(room.nid)
-        if filling is not None:
-            await asyncio.wait([filling])
-            return True
-        future = self._filling[room.nid] = asyncio.get_running_loop().create_future()
-        try:
-            return await self._backfill(room, limit, lowest, highest)
-        finally:
-            del self._filling[room.nid]
-            future.set_result(None)
-
-    async def _backfill(self, room: Room, limit: int, lowest: int, highest: int) -> bool:
-        waiting = await self._db.read(lambda query: query.all(_LATEST_GAPS, room.nid, lowest, highest))
-        missing = [row[0] for row in waiting]
-        if not missing:
-            return False
-        what = (room.nid, frozenset(missing))
-        try:
-            self._require_hope(what)
-        except RemoteError:
-            return False
-        try:
-            room = await self._whole_room(room)
-        except RemoteError:
-            return False
-        others = [s for s in room.largest_servers(MAX_SERVERS_ASKED + 1) if s != self._server_name]
-        for server in others[:MAX_SERVERS_ASKED]:
-            try:
-                pdus = await self._remote.backfill(server, room.room_id, missing, min(max(limit, 20), MAX_BACKFILL))
-                taken = await self._intake.take(pdus[:MAX_BACKFILL], room.version, room.room_id, limits=False)
-                if await self._keep_history(server, room, taken):
-                    return True
-            except (RemoteError, Forbidden):
-                log.info("history is not to be had here", server=server)
-        self._give_up(what, seconds=UNFILLED_SECONDS)
-        return False
-
-    async def _keep_history(self, server: str, room: Room, taken: Sequence[Taken]) -> int:
-        """Oldest first, so that the state of each follows from those before it."""
-        asks = placed = failed = 0
-        by_id = {one.event.id: one for one in taken}
-        fresh = set(await self._unplaced(room, list(by_id)))
-        for event in in_order((one.event for one in taken if one.event.id in fresh), by=lambda one: one.prev_events):
-            try:
-                missing = await self._unplaced(room, event.prev_events)
-                before: StateMap | None = None
-                if event.type == "m.room.create" and not event.prev_events:
-                    before = {}
-                elif missing or not event.prev_events:
-                    if asks >= MAX_STATE_ASKS:
-                        continue
-                    asks += 1
-                    before = await self._state_from(server, room, event)
-                await self._cited(server, room, event)
-            except (RemoteError, Forbidden):
-                # One that can't be placed keeps no other from its place.
-                log.info("an earlier event could not be placed", event_id=event.id, server=server)
-                failed += 1
-                if failed >= MAX_TRIES:
-                    break
-                continue
-            placed += await self._record_history(room, by_id[event.id], before, missing)
-        return placed
-
-    async def _record_history(
-        self, room: Room, one: Taken, given: StateMap | None, missing: Sequence[str]
-    ) -> bool:  # fmt: skip
-        """False where somebody else placed it meanwhile. `given` is the state before it where we can't work it out."""
-        for _ in range(MAX_TRIES):
-            found = await self._rooms.get(room.room_id)
-            if found is None:
-                return False
-            async with found.lock:
-                if found.dropped:
-                    continue
-                if not await self._unplaced(found, [one.event.id]):
-                    return False
-                try:
-                    await self._write_history(found, one, given, missing)
-                    return True
-                except ChainBroken:
-                    continue
-        return False
-
-    async def _write_history(self, room: Room, one: Taken, given: StateMap | None, missing: Sequence[str]) -> None:
-        event = one.event
-        cited = await self._db.read(store.by_ids, event.auth_events, room.version)
-        create = await room.event(*CREATE)
-        judged = sorted_out([one], cited, create)
-        good = bool(judged) and not judged[0][1] & REJECTED
-        prev = await self._db.read(store.by_ids, event.prev_events, room.version)
-        nids = {p.state_nid for p in prev.values() if p.state_nid is not None and p.room_nid == room.nid}
-        near = [await self._rooms.states.known(nid) for nid in sorted(nids)]
-        before = given if given is not None else await self._rooms.states.resolved(room.version, nids)
-        nid = (await self._numbers([event.id])).get(event.id)
-        early = await redactions.early(self._db, room, event)
-        target, levels, marks = None, None, one.marks | (0 if good else REJECTED)
-        if event.type == "m.room.redaction" and good and create is not None:
-            power = next((c.event for c in cited.values() if c.event.key == POWER_LEVELS), None)
-            levels = Levels.of(create, power)
-            target = await redactions.target_of(self._db, room, one.redacts)
-            marks |= STUB if redactions.is_held(event, target, levels) else 0
-        with self._db.write(chain=room.room_id) as tx:
-            self._appender.begins(tx, room)
-            self._appender.first_time(tx, event, nid)
-            number = nid if nid is not None else tx.pos()
-            after = {**before, event.key: (event.id, number)} if event.key is not None and good else before
-            placed = self._appender.history(
-                tx, room, event, nid=number, state_after=state.derive(tx, room.nid, after, near).nid,
-                marks=marks | HISTORY, redacts=one.redacts,
-            )  # fmt: skip
-            if levels is not None:
-                redactions.record(tx, room, placed, target, levels)
-            redactions.meet(tx, room, placed, early)
-            close_gap(tx, room, event)
-            note_gaps(tx, room, missing, event)
-        await tx

@@ -21,7 +21,8 @@ from relay.protocol.judge import Verdict, judge
 from relay.protocol.power import Levels
 from relay.rooms import redactions, state, store
 from relay.rooms.append import Appender
-from relay.rooms.gaps import Gap, Gaps, close_gap, note_gaps
+from relay.rooms.gap_rows import Gap, close_gap, note_gaps
+from relay.rooms.gaps import Gaps
 from relay.rooms.intake import Intake, Taken
 from relay.rooms.room import CREATE, POWER_LEVELS, Room
 from relay.rooms.rooms import Rooms
@@ -170,7 +171,7 @@ class Receiver:
             if self.look_at is not None and not taken.looked_at:
                 await self.look_at(room, [taken])
             if gap is None and not self._continues(room, taken.event):
-                gap = await self._gaps.fill(origin, room, taken, self)
+                gap = await self._gaps.fill(origin, room, taken, self.place)
             async with room.lock:
                 if room.dropped:
                     continue

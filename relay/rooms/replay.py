@@ -17,7 +17,7 @@ from relay.protocol.auth import auth_keys
 from relay.protocol.event import Event
 from relay.protocol.judge import judge
 from relay.rooms import state, store
-from relay.rooms.gaps import note_gaps
+from relay.rooms.gap_rows import note_gaps
 from relay.rooms.intake import Taken
 from relay.rooms.partial import Partial
 from relay.rooms.room import CREATE, Room

@@ -21,7 +21,7 @@ from relay.keys import device_queues
 from relay.protocol import event as events
 from relay.protocol.event import Event
 from relay.protocol.signing import SigningKey, sign_json
-from relay.rooms import gaps, timeline
+from relay.rooms import gaps, history, timeline
 from tests.fuzz.scene import Scene
 from tests.fuzz.stranger import DAY_MS, Room, Stranger
 from tests.people import ciphertext, path, until
@@ -157,7 +157,7 @@ async def test_a_past_without_a_beginning_costs_as_much_as_is_read_of_it(scene: 
             break
     assert 0 < asked <= pages * timeline.MAX_FILLS, "one page, a few questions at most"
     kept = (await rows(scene, "events"))[0] - before
-    assert 50 <= kept <= asked * gaps.MAX_BACKFILL and kept < len(past), "the rest of it is left where it is"
+    assert 50 <= kept <= asked * history.MAX_BACKFILL and kept < len(past), "the rest of it is left where it is"
     assert await scene.bob.sees(await scene.alice.sends(scene.room_id))
 
 

@@ -28,6 +28,7 @@ from relay.rooms.append import Appender
 from relay.rooms.create import Creator
 from relay.rooms.directory import Directory
 from relay.rooms.gaps import Gaps
+from relay.rooms.history import History
 from relay.rooms.intake import Intake
 from relay.rooms.members import Members
 from relay.rooms.receive import Receiver
@@ -179,6 +180,7 @@ class Ground:
         self.afar = Afar(self.db, self.rooms, self.appender, intake, self.remote, self.key)
         self.gaps = Gaps(self.db, self.rooms, self.appender, intake, self.remote)
         self.receiver = Receiver(self.db, self.rooms, self.appender, intake, self.gaps, self.doors)
+        self.history = History(self.db, self.rooms, self.appender, intake, self.gaps, self.remote)
         self.members = Members(
             self.db,
             self.rooms,

@@ -9,7 +9,8 @@ import pytest
 
 from relay.errors import RemoteError
 from relay.rooms import gaps
-from relay.rooms.gaps import MAX_ROUNDS, MISSING_ASKED, note_gaps
+from relay.rooms.gap_rows import note_gaps
+from relay.rooms.gaps import MAX_ROUNDS, MISSING_ASKED
 from tests.rooms.village import Home, Village
 
 
@@ -61,7 +62,7 @@ async def test_a_wider_gap_is_begun_late_and_filled_when_somebody_pages(
     assert said[0].id not in timeline, "its farther end is not"
     assert (await one.state(room_id))[("m.room.member", two.user("ben"))] == topic.id, "the state is right all the same"
     for _ in range(5):
-        if not await one.gaps.backfill(await one.room(room_id), 50):
+        if not await one.history.backfill(await one.room(room_id), 50):
             break
     everything = await one.timeline(room_id)
     assert {event.id for event in (*said, topic)} <= set(everything), "paging back fills it"
@@ -211,7 +212,7 @@ async def test_what_lies_before_a_soft_failed_event_is_found(village: Village) -
     village.instead.clear()
     assert await two.receives("one.example", room_id, follows) == {follows.id: None}
     assert over.id not in await two.timeline(room_id), "what he said after he was put out is shown to nobody"
-    await two.gaps.backfill(await two.room(room_id), 50)
+    await two.history.backfill(await two.room(room_id), 50)
     assert said.id in await two.timeline(room_id), "but what lies before it is found by who pages back"
 
 
@@ -219,10 +220,10 @@ async def test_backfill_that_brings_nothing_is_not_repeated(village: Village, pa
     room_id, _, two = pair
     village.instead[("one.example", "backfill")] = silence
     room = await two.room(room_id)
-    assert not await two.gaps.backfill(room, 10), "the history before her join is not to be had"
+    assert not await two.history.backfill(room, 10), "the history before her join is not to be had"
     asked = two.wire.asked.count("one.example backfill")
     for _ in range(3):
-        assert not await two.gaps.backfill(room, 10)
+        assert not await two.history.backfill(room, 10)
     assert two.wire.asked.count("one.example backfill") == asked, "it is not asked for at every page"
 
 
@@ -232,7 +233,7 @@ async def test_several_page_back_at_once(village: Village) -> None:
     said = [await one.says("anna", room_id) for _ in range(30)]
     await two.joins("ben", room_id, "one.example")
     room = await two.room(room_id)
-    await asyncio.gather(*(two.gaps.backfill(room, 30) for _ in range(4)))
+    await asyncio.gather(*(two.history.backfill(room, 30) for _ in range(4)))
     assert two.wire.asked.count("one.example backfill") == 1, "one of them asks, for all"
     timeline = await two.timeline(room_id)
     assert {event.id for event in said} <= set(timeline) and len(timeline) == len(set(timeline)), "each event once"
@@ -268,18 +269,18 @@ async def test_whoever_pages_back_has_the_gaps_filled_that_she_meets(
         assert after.id in await two.timeline(room_id), "what follows is there"
     first, second, third = lost
     room = await two.room(room_id)
-    assert await two.gaps.backfill(room, 20, 0, first.depth)
+    assert await two.history.backfill(room, 20, 0, first.depth)
     timeline = await two.timeline(room_id)
     assert first.id in timeline and second.id not in timeline, "far back what lies far back is asked for"
-    await two.gaps.backfill(room, 20)
-    await two.gaps.backfill(room, 20)
+    await two.history.backfill(room, 20)
+    await two.history.backfill(room, 20)
     assert {each.id for each in lost} <= set(await two.timeline(room_id))
     # What was taken for missing and has come meanwhile is no gap: asking for it would keep others from being asked for.
     with two.db.write() as tx:
         note_gaps(tx, room, [third.id], after)
     await tx
     asked = two.wire.asked.count("one.example backfill")
-    assert not await two.gaps.backfill(room, 20)
+    assert not await two.history.backfill(room, 20)
     assert two.wire.asked.count("one.example backfill") == asked, "nobody is asked for what is here"
 
 
@@ -290,7 +291,7 @@ async def test_a_redaction_in_the_history_takes_back(village: Village) -> None:
     redaction = await one.takes_back("anna", room_id, said.id)
     await one.says("anna", room_id)
     await two.joins("ben", room_id, "one.example")
-    await two.gaps.backfill(await two.room(room_id), 50)
+    await two.history.backfill(await two.room(room_id), 50)
     assert (await two.row(said.id)).redacted_by == redaction.id, "what was taken back before we came stays so"
 
 

@@ -40,6 +40,7 @@ from relay.rooms.append import Appender
 from relay.rooms.completion import PartialJoins
 from relay.rooms.create import Creator
 from relay.rooms.gaps import Gaps
+from relay.rooms.history import History
 from relay.rooms.intake import Intake
 from relay.rooms.later import MAX_AT_ONCE, Later
 from relay.rooms.members import Members
@@ -128,6 +129,7 @@ class Home:
         intake = Intake(self.remote, self.seal)
         self.gaps = Gaps(db, rooms, appender, intake, self.remote)
         self.receiver = Receiver(db, rooms, appender, intake, self.gaps, self.doors)
+        self.history = History(db, rooms, appender, intake, self.gaps, self.remote)
         self.sender = Sender(db, rooms, appender, self.seal, self.doors, self.clock, self.key)
         self.afar = Afar(db, rooms, appender, intake, self.remote, self.key)
         self.completing = PartialJoins(db, self.clock, rooms, appender, intake, self.remote)
