@@ -101,7 +101,7 @@ async def test_a_closed_account_is_gone_for_good(house: House) -> None:
         await asyncio.sleep(0.01)
     assert left == [] and list(await house.users.leaving()) == [alice.user_id], "the rooms are tried again later"
     house.account._somebody_leaves.set()
-    for _ in range(100):
+    for _ in range(2_000):
         if left and not await house.users.leaving():
             break
         await asyncio.sleep(0.01)

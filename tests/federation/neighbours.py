@@ -396,7 +396,7 @@ class Neighbour:
         return [edu["content"] for _, _, body in self.taken for edu in body["edus"] if edu["edu_type"] == edu_type]
 
 
-async def until(condition: Any, what: str, seconds: float = 10.0) -> None:
+async def until(condition: Any, what: str, seconds: float = 30.0) -> None:
     """Waits for something that is bound to happen."""
     for _ in range(int(seconds / 0.01)):
         if condition():

@@ -140,7 +140,7 @@ async def test_a_server_that_goes_away_and_comes_back_with_restarts_in_between(t
                 query.value("SELECT count(*) FROM departing_edus"),  # type: ignore[attr-defined]
             )
 
-        for _ in range(100):
+        for _ in range(1_000):
             if await one.db.read(left) == (0, 0):
                 break
             await asyncio.sleep(0.02)
@@ -314,7 +314,7 @@ async def test_a_request_of_theirs_shortens_the_wait(tmp_path: Path) -> None:
 async def test_passing_things_leave_soon_or_never(tmp_path: Path) -> None:
     async with two_servers(tmp_path) as (one, two):
         one.send_out()
-        await asyncio.sleep(0.02)
+        await until(lambda: one.outbox._drivers.group is not None, "it begins")
         one.departures.passing([two.name], "m.typing", {"typing": True}, "typing/alice")
         one.departures.passing([two.name], "m.typing", {"typing": False}, "typing/alice")
         await until(lambda: two.edus("m.typing") != [], "typing crosses")

@@ -145,7 +145,7 @@ async def test_a_deleted_device_is_announced_and_leaves_nothing_behind(house: Ke
     assert (await carol.sends({alice.user_id: {alice.device_id: olm()}}, "t")).status == 200, "a message waits for it"
     await carol.syncs(None)
     assert (await alice.says("POST", "/logout")).status == 200, "she signs out"
-    for _ in range(50):
+    for _ in range(2_000):
         if len(await house.edus("m.device_list_update")) == 2:
             break
         await asyncio.sleep(0.01)

@@ -113,7 +113,7 @@ async def test_lists_are_forgotten_when_no_room_is_shared(house: KeyHouse) -> No
 
 
 async def _until(ask: Any, wanted: Any) -> None:
-    for _ in range(100):
+    for _ in range(2_000):
         if await ask() == wanted:
             return
         await asyncio.sleep(0.01)

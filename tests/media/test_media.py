@@ -17,6 +17,7 @@ from relay.errors import StorageFull
 from relay.media.files import Store
 from relay.media.sending import disposition, part_of
 from tests.media.media_house import House
+from tests.people import until
 
 PNG = b"\x89PNG\r\n\x1a\n" + os.urandom(2000)
 SECRET = os.urandom(3_000_000)
@@ -90,8 +91,7 @@ async def test_only_people_with_a_session_get_files(house: House) -> None:
 async def test_what_is_readable_is_refused_and_never_on_disk(house: House, body: bytes) -> None:
     answer = await house.ask("POST", "/_matrix/media/v3/upload", data=body)
     assert answer.status == 403 and answer.json["errcode"] == "M_FORBIDDEN"
-    await asyncio.sleep(0.05)
-    assert house.files() == []
+    assert await until(lambda: house.files() == [])
 
 
 async def test_a_picture_waits_until_it_is_an_avatar(house: House) -> None:
@@ -147,8 +147,7 @@ async def test_a_file_that_is_too_large(tmp_path: Path) -> None:
                 assert answer.status == 413 and answer.json["errcode"] == "M_TOO_LARGE"
             except ClientError:
                 pass  # the server hung up while the client still sent
-        await asyncio.sleep(0.05)
-        assert house.files() == []
+        assert await until(lambda: house.files() == [])
         assert (await house.downloads(await house.uploads(os.urandom(100_000)))).status == 200
 
 
@@ -163,8 +162,7 @@ async def test_a_full_disk(house: House, monkeypatch: pytest.MonkeyPatch) -> Non
         answer = await house.ask("POST", "/_matrix/media/v3/upload", data=SECRET)
         assert answer.status == 507 and "full" in answer.json["error"]
         assert (await house.downloads(before)).body == SECRET, "reading goes on"
-    await asyncio.sleep(0.05)
-    assert len(house.files()) == 1, "the draft is gone"
+    assert await until(lambda: len(house.files()) == 1), "the draft is gone"
     assert (await house.downloads(await house.uploads(SECRET))).status == 200, "it works again once there is room"
 
 
@@ -176,8 +174,7 @@ async def test_a_row_that_can_not_be_written_takes_its_file_along(
 
     monkeypatch.setattr(house.media, "_write_row", full)
     assert (await house.ask("POST", "/_matrix/media/v3/upload", data=SECRET)).status == 507
-    await asyncio.sleep(0.05)
-    assert house.files() == []
+    assert await until(lambda: house.files() == [])
 
 
 async def test_an_address_before_its_file(house: House) -> None:
@@ -223,8 +220,7 @@ async def test_a_remote_file_that_breaks_off(house: House) -> None:
     house.far.breaks_after = 500_000
     with pytest.raises(ClientError):
         await house.downloads("cipher", server="two")
-    await asyncio.sleep(0.05)
-    assert house.files() == [], "half a copy is none"
+    assert await until(lambda: house.files() == []), "half a copy is none"
     house.far.breaks_after = None
     assert (await house.downloads("cipher", server="two")).body == SECRET
     assert (await house.downloads("nothing", server="two")).status == 404
@@ -272,9 +268,8 @@ async def test_what_a_crash_left_is_swept(house: House) -> None:
     counts, findings = await house.db.read(house.media.audit)
     assert len(findings) == 2 and counts == {"media: not provably readable": 1}
     sweep = asyncio.create_task(house.media.run())
-    await asyncio.sleep(0.2)
+    assert await until(lambda: house.files() == [SECRET])
     sweep.cancel()
-    assert house.files() == [SECRET]
 
 
 async def test_the_audit_finds_a_readable_file(house: House) -> None:
