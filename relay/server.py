@@ -232,7 +232,7 @@ class Server:
         reauth = Reauth(users, tokens, limits, clock)
         devices = Devices(db, sessions, reauth)
         login = Login(db, users, devices, doors, limits, settings.public_base_url)
-        register = Register(db, users, devices, reauth, tokens, doors, settings.registration)
+        register = Register(db, users, devices, reauth, tokens, doors, settings.registration, limits)
         register.on_made.append(lambda who, by: keeping.flags.registered(who, tokens.name_of(by) if by else None))
         shared_secret = SharedSecret(settings.registration.shared_secret, register, clock)
         account = Account(db, users, sessions, devices, reauth)

@@ -115,6 +115,18 @@ class Reauth:
         self._begun.pop(begun.session, None)
         return UiaResult(tuple(begun.completed), body or begun.body, begun.registration_token)
 
+    def asks_what_is_left(self, request: Request) -> bool:
+        """Whether nothing is tried: what was begun is asked for again, word for word, without a step.
+
+        Some clients ask so every two seconds while a person looks for what the next step wants.
+        """
+        body = dict(request.optional_json())
+        auth = body.pop("auth", None)
+        if not isinstance(auth, dict) or "type" in auth or not isinstance(session := auth.get("session"), str):
+            return False
+        begun = self._find(request, None, body, session)
+        return begun is not None and (not body or body == begun.body)
+
     def _find(self, request: Request, user_id: str | None, body: dict[str, Any], session: str | None) -> _Begun | None:
         begun = self._begun.get(session) if session is not None else None
         if begun is None or begun.until <= self._clock.now():

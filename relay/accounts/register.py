@@ -19,6 +19,7 @@ from relay.config import Registration
 from relay.db import Database
 from relay.doors import Doors
 from relay.errors import ApiError, Forbidden, InvalidParam
+from relay.limits import Limits
 from relay.part import Part
 from relay.web import Answer, Request, Route, get_bool, get_optional_string, get_string
 
@@ -40,6 +41,7 @@ class Register(Part):
         tokens: RegistrationTokens,
         doors: Doors,
         registration: Registration,
+        limits: Limits,
     ) -> None:
         self._db = db
         self._users = users
@@ -47,6 +49,7 @@ class Register(Part):
         self._reauth = reauth
         self._tokens = tokens
         self._doors = doors
+        self._limits = limits
         self._flows = FLOWS.get(registration.mode)
         # Told of each new account, and the token it was made with.
         self.on_made: list[Callable[[str, str | None], None]] = []
@@ -55,7 +58,7 @@ class Register(Part):
 
     def routes(self) -> Iterable[Route]:
         register = "/_matrix/client/v3/register"
-        yield Route("POST", register, self._register_route, auth="none", limit="registration", for_services=True)
+        yield Route("POST", register, self._register_route, auth="none", for_services=True)
         yield Route("GET", f"{register}/available", self._available_route, auth="none", limit="registration")
 
     def _require_open(self) -> Flows:
@@ -74,6 +77,8 @@ class Register(Part):
             raise GuestsRefused("This server has no guests. Make an account, or ask its operator for one.")
         if kind != "user":
             raise InvalidParam("The parameter kind is user or guest.")
+        if (request.caller is None or request.caller.limited) and not self._reauth.asks_what_is_left(request):
+            self._limits.spend_at("registration", request.address)
         service = of_service(request)
         if service:
             return await self._register_for(service, request.json())

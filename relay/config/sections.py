@@ -133,8 +133,8 @@ class Limits(Section, frozen=True):
     """Events a person sends."""
     login: Rate = Rate(per_second=0.2, burst=10)
     """Attempts to log in, for each address and each account."""
-    registration: Rate = Rate(per_second=0.1, burst=5)
-    """Attempts to register, for each address."""
+    registration: Rate = Rate(per_second=0.1, burst=10)
+    """Attempts to register, for each address: names looked up and tokens tried included."""
     joins: Rate = Rate(per_second=0.5, burst=20)
     """Rooms a person joins or knocks on."""
     invites: Rate = Rate(per_second=0.3, burst=20)

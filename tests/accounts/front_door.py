@@ -134,7 +134,9 @@ class House:
         self.reauth = Reauth(self.users, self.tokens, limits, self.clock)
         self.devices = Devices(db, self.sessions, self.reauth)
         self.login = Login(db, self.users, self.devices, self.doors, limits, "https://matrix.one.example")
-        self.register = Register(db, self.users, self.devices, self.reauth, self.tokens, self.doors, registration)
+        self.register = Register(
+            db, self.users, self.devices, self.reauth, self.tokens, self.doors, registration, limits
+        )
         self.shared_secret = SharedSecret(shared_secret, self.register, self.clock)
         self.account = Account(db, self.users, self.sessions, self.devices, self.reauth)
         self.profiles = Profiles(db, self.users, self.rooms, self.doors, None, open_to_everyone=open_profiles)

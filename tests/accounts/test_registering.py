@@ -122,6 +122,28 @@ async def test_an_account_with_a_token(tmp_path: Path) -> None:
         assert len(await house.rows("SELECT 1 FROM users")) == 1
 
 
+async def test_who_looks_for_her_token_may_ask_what_is_left_for_as_long_as_she_likes(tmp_path: Path) -> None:
+    """Element asks every two seconds; the clock of this house stands still, so that no attempt comes back."""
+    async with House(tmp_path, "token", limited=True).opened() as house:
+        token = (await house.commands["token.create"]())["token"]
+        visitor = house.visitor()
+        wanted = {"username": "grace", "password": PASSWORD}
+        session = (await visitor.says("POST", "/register", wanted)).body["session"]
+        asking = {**wanted, "auth": {"session": session}}
+        for _ in range(12):
+            assert (await visitor.says("POST", "/register", asking)).status == 401, "this tries nothing"
+        for name in ("heidi", "ivan"):
+            assert (await visitor.says("POST", "/register", {**asking, "username": name})).status == 401
+        wrong = {"type": TOKEN_STAGE, "token": "a-guess", "session": session}
+        assert (await visitor.says("POST", "/register", {**wanted, "auth": wrong})).errcode == "M_FORBIDDEN"
+        made = await visitor.says("POST", "/register", {**wanted, "auth": {**wrong, "token": token}})
+        assert made.status == 200, f"the fifth attempt passes: {made.body}"
+        for attempt in ({**asking, "username": "judy"}, {**wanted, "auth": wrong}, {}, asking):
+            assert (await visitor.says("POST", "/register", attempt)).status == 429, (
+                "names and tokens are not tried out"
+            )
+
+
 async def test_one_use_of_a_token_makes_one_account_however_many_try_at_once(tmp_path: Path) -> None:
     async with House(tmp_path, "token").opened() as house:
         token = (await house.commands["token.create"](token="once", uses=1))["token"]
