@@ -51,6 +51,8 @@ class _Begun:
     until: int
     completed: list[str] = field(default_factory=list)
     registration_token: str | None = None
+    # Why the last try failed, for whoever asks again without another: Element shows only what the latest answer says.
+    failure: Forbidden | None = None
 
 
 class AuthenticationNeeded(Unauthorized):
@@ -111,7 +113,7 @@ class Reauth:
         if stage is not None and stage not in begun.completed:
             await self._complete(begun, stage, auth, stages)
         if not any(tuple(flow) == tuple(begun.completed) for flow in stages):
-            raise AuthenticationNeeded(begun, stages)
+            raise AuthenticationNeeded(begun, stages, begun.failure)
         self._begun.pop(begun.session, None)
         return UiaResult(tuple(begun.completed), body or begun.body, begun.registration_token)
 
@@ -159,8 +161,10 @@ class Reauth:
             elif stage != DUMMY:
                 raise Forbidden(f"This server does not know the step {stage}.")
         except Forbidden as failure:
+            begun.failure = failure
             raise AuthenticationNeeded(begun, flows, failure) from None
         begun.completed.append(stage)
+        begun.failure = None
 
     async def _password(self, begun: _Begun, auth: dict[str, Any]) -> None:
         if begun.user_id is None:
