@@ -32,7 +32,7 @@ from relay.rooms.intake import Intake, sorted_out
 from relay.rooms.room import CREATE, ENCRYPTION, SERVER_ACL, STRIPPED_KEYS, Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.state import StateMap
-from relay.rooms.store import REJECTED, Key
+from relay.rooms.store import AFTER_GAP, REJECTED, Key
 from relay.rooms.whole_state import WholeState
 
 log = structlog.get_logger("afar")
@@ -349,7 +349,7 @@ class Afar:
                             room.keep(one)
                     note_gaps(tx, room, event.prev_events, event)
                     # The server that took it passes it on to the others.
-                    self._appender.append(tx, room, event)
+                    self._appender.append(tx, room, event, marks=AFTER_GAP)
                 try:
                     await tx
                     return True

@@ -119,6 +119,22 @@ def place(query: Query, room_nid: int, token: HistoryToken, direction: Direction
     return HistoryToken(row[0], row[1] - 1, "f", token.pos) if row is not None else _AFTER_ALL
 
 
+def where_it_begins(query: Query, room_nid: int, token: HistoryToken, direction: Direction) -> HistoryToken:
+    """The place from which a client pages. What was said before the next event that arrived lies behind it, also where we have yet
+    to ask others for it: before somebody's coming, say, with which her /sync begins."""
+    known = place(query, room_nid, token, direction)
+    if token.depth is not None or direction == "f":
+        return known
+    following = query.one(
+        f"SELECT depth, pos FROM events WHERE room_nid = $1 AND pos > $2 AND (marks & {HISTORY | HIDDEN}) = 0 ORDER BY pos LIMIT 1",
+        room_nid,
+        token.pos,
+    )
+    if following is None or (known.depth or 0, known.pos) >= following:
+        return known
+    return HistoryToken(following[0], following[1] - 1, "b", token.pos)
+
+
 _BACK = (
     f"SELECT {COLUMNS} FROM events e WHERE room_nid = $1 AND pos IS NOT NULL AND (depth, pos) <= ($2, $3) AND (depth, pos) > ($4, $5) "
     f"AND (pos <= $6 OR (marks & {HISTORY}) != 0) AND (pos <= $7 OR ((marks & {HISTORY}) != 0 AND depth <= $8)) "
@@ -386,7 +402,7 @@ def _page(
 ) -> Page:
     """One page in the order of paging, by as few looks as it takes. In a reader's thread."""
     room_nid, room_id = view.room.nid, view.room.room_id
-    begin = here = place(query, room_nid, start, direction)
+    begin = here = where_it_begins(query, room_nid, start, direction)
     if limit == 0:
         return Page([], {}, begin, None)
     end = place(query, room_nid, stop, "b") if stop is not None else None

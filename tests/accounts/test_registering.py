@@ -137,7 +137,9 @@ async def test_who_looks_for_her_token_may_ask_what_is_left_for_as_long_as_she_l
         wrong = {"type": TOKEN_STAGE, "token": "a-guess", "session": session}
         assert (await visitor.says("POST", "/register", {**wanted, "auth": wrong})).errcode == "M_FORBIDDEN"
         again = await visitor.says("POST", "/register", asking)
-        assert again.errcode == "M_FORBIDDEN" and "not valid" in again.body["error"], "the next question does not wipe it out"
+        assert again.errcode == "M_FORBIDDEN" and "not valid" in again.body["error"], (
+            "the next question does not wipe it out"
+        )
         made = await visitor.says("POST", "/register", {**wanted, "auth": {**wrong, "token": token}})
         assert made.status == 200, f"the fifth attempt passes: {made.body}"
         for attempt in ({**asking, "username": "judy"}, {**wanted, "auth": wrong}, {}, asking):
