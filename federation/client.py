@@ -63,7 +63,11 @@ class Client:
         version = VERSIONS.get(name) if isinstance(name, str) else None
         if version is None:
             raise RemoteError(
-                server, 400, "the room has a version that this relay does not know", "M_INCOMPATIBLE_ROOM_VERSION"
+                server,
+                400,
+                "the room has a version that this relay does not know",
+                "M_INCOMPATIBLE_ROOM_VERSION",
+                {"room_version": name},
             )
         return Template(version, _object(server, answer, "event"))
 

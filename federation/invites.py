@@ -14,7 +14,7 @@ import orjson
 
 from relay.db import Database
 from relay.doors import Doors
-from relay.errors import ApiError, BadEvent, Forbidden, InvalidParam, NotFound
+from relay.errors import ApiError, BadEvent, BadJson, Forbidden, InvalidParam, NotFound
 from relay.ids import is_user_id, server_of
 from relay.part import Part
 from relay.protocol import event as events
@@ -110,7 +110,7 @@ class Invites(Part):
         try:
             event = events.parse(pdu, version)
         except BadEvent as bad:
-            raise InvalidParam(f"This is not an event of room version {version.name}: {bad.text}.") from bad
+            raise BadJson(f"This is not an event of room version {version.name}: {bad.text}.") from bad
         target = event.state_key
         for holds, sentence in (
             (event.room_id == request.params["roomId"], "The event is of another room than the request."),

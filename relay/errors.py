@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+# Of a name that another server gave a room version.
+MAX_VERSION_NAME = 32
+
 
 class ApiError(Exception):
     """An answer of the standard's error form. `text` is for a person: it says what to do next."""
@@ -173,3 +176,14 @@ class RemoteError(Exception):
         self.text = text
         self.errcode = errcode
         self.body = body or {}
+
+    def passed_on(self) -> ApiError | None:
+        """Its refusal for our own client; None where it refused nothing, but could not be asked."""
+        if self.status not in (400, 403, 404):
+            return None
+        extra: dict[str, Any] = {}
+        version = self.body.get("room_version")
+        # Spec: client-server-api/#common-error-codes: clients look there for the version that is not spoken here.
+        if self.errcode == "M_INCOMPATIBLE_ROOM_VERSION" and isinstance(version, str):
+            extra = {"room_version": version[:MAX_VERSION_NAME]}
+        return ApiError(f"{self.server} answered: {self.text}", status=self.status, errcode=self.errcode, **extra)

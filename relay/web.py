@@ -491,8 +491,6 @@ def _refusal(error: ApiError) -> web.Response:
 
 
 def _from_remote(error: RemoteError) -> ApiError:
-    if error.status in (400, 403, 404):
-        return ApiError(f"{error.server} answered: {error.text}", status=error.status, errcode=error.errcode)
-    return ApiError(
+    return error.passed_on() or ApiError(
         f"The server {error.server} could not be asked: {error.text}. Try again later.", status=502, errcode="M_UNKNOWN"
     )

@@ -66,7 +66,7 @@ class AuthenticationNeeded(Unauthorized):
             "params": {},
             "session": begun.session,
         }
-        if begun.completed:
+        if begun.completed or failure is not None:
             self.extra["completed"] = list(begun.completed)
         if failure is not None:
             self.errcode = failure.errcode

@@ -119,9 +119,7 @@ class Afar:
                 last = error
         if last is None:
             raise NotFound("No server is known that is in this room. Ask for an invitation, or give a server in `via`.")
-        if last.status in (400, 403, 404):
-            raise ApiError(f"{last.server} answered: {last.text}", status=last.status, errcode=last.errcode)
-        raise ApiError(
+        raise last.passed_on() or ApiError(
             f"None of the room's servers could be reached; the last answer: {last.text}. Try again later.", status=502
         )
 

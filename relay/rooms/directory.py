@@ -162,9 +162,13 @@ class Directory(Part):
     async def _put_alias(self, request: Request) -> Answer:
         alias = self._own_alias(request.params["roomAlias"])
         room_id = get_string(request.json(), "room_id")
-        room = await self._rooms.require_joined(room_id, request.user_id)
-        if self.owned_by_service is not None:
-            self.owned_by_service(request.who, alias)
+        if self.owned_by_service is not None and self.owned_by_service(request.who, alias):
+            # A bridge gives its addresses to rooms that none of its own users is in yet.
+            room = await self._rooms.get(room_id)
+            if room is None or not room.known or not room.local_joined:
+                raise NotFound(f"Nobody of this server is in {room_id}. Let somebody join it first.")
+        else:
+            room = await self._rooms.require_joined(room_id, request.user_id)
         await self._doors.alias(request.user_id, alias, room_id)
         try:
             with self._db.write() as tx:

@@ -59,6 +59,13 @@ def shared_body(one: Stored) -> bytes:
     return made
 
 
+def federation_body(event: Event) -> bytes:
+    """The event as servers send it to each other, with its ID, which most room versions leave out; without its closing brace."""
+    return orjson.dumps(
+        {**{key: value for key, value in event.pdu.items() if key != "unsigned"}, "event_id": event.id}
+    )[:-1]
+
+
 def hiding(event_id: str, sent_ts: int, user_id: str) -> dict[str, Any]:
     """What tells a client of ours that a message is hidden: the redaction of it that nobody has sent. It stands in no room and
     goes to no other server; its sender is this server itself."""
@@ -113,10 +120,12 @@ async def dressed(
     room_id: str | None,
     memberships: Mapping[str, str] | None = None,
     may_relate: bool = True,
+    federated: bool = False,
 ) -> list[orjson.Fragment]:
     """Events for one viewer. `room_id` is added where the endpoint wants it; `memberships` is the viewer's at each event.
 
-    `may_relate` False spares the look for relations where the caller knows `related` of each.
+    `may_relate` False spares the look for relations where the caller knows `related` of each. `federated`: in the form that
+    servers send each other, for clients whose filter asks for it.
     """
     needy = [one for one in shown if may_relate or not plain(one)]
     extras: dict[str, dict[str, Any]] = {}
@@ -129,7 +138,11 @@ async def dressed(
             unsigned["membership"] = memberships[one.id]
         if one.sent_by is not None and device_id is not None and one.sent_by[:2] == (user_id, device_id):
             unsigned["transaction_id"] = one.sent_by[2]
-        result.append(finished(shared_body(one), room_id, unsigned))
+        if federated:
+            made = federation_body(events.redacted(one.event) if one.taken_back else one.event)
+            result.append(finished(made, None, unsigned))
+        else:
+            result.append(finished(shared_body(one), room_id, unsigned))
     return result
 
 

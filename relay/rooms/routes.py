@@ -83,7 +83,7 @@ class RoomsPart(Part):
         view = await self._viewing.enter(request.params["roomId"], request.user_id)
         key = (request.params["eventType"], request.params.get("stateKey", ""))
         # What is there of a room whose members are still to come is right already.
-        entry = view.room.entries.get(key) if view.joined else None
+        entry = (await self._viewing.state_now(view.room)).get(key) if view.joined else None
         if entry is None and (view.room.partial is None or not view.joined or key[0] == "m.room.member"):
             entry = (await self._viewing.state_for(view)).get(key)
         found = await self._db.read(store.by_ids, [entry[0]], view.room.version) if entry is not None else {}
@@ -165,7 +165,7 @@ class RoomsPart(Part):
     async def _joined_members(self, request: Request) -> Answer:
         await self._rooms.whole(request.params["roomId"])
         room = await self._rooms.require_joined(request.params["roomId"], request.user_id)
-        return {"joined": await joined_profiles(self._db, room)}
+        return {"joined": await joined_profiles(self._db, room, await self._viewing.state_now(room))}
 
     async def _joined_rooms(self, request: Request) -> Answer:
         return {"joined_rooms": sorted(self._rooms.joined(request.user_id))}
@@ -259,14 +259,16 @@ class RoomsPart(Part):
                     _count(counts, f"memberships: an invite's {rule}", 1)
 
 
-async def joined_profiles(db: Database, room: Room) -> dict[str, Any]:
-    """Name and avatar of everybody who is in the room, as /joined_members names them."""
-    entries = [room.entries.get(("m.room.member", user_id)) for user_id, m in room.members.items() if m == "join"]
+async def joined_profiles(db: Database, room: Room, current: StateMap) -> dict[str, Any]:
+    """Name and avatar of everybody who is in the room by its `current` state, as /joined_members names them."""
+    entries = [current.get(("m.room.member", user_id)) for user_id, m in room.members.items() if m == "join"]
     ids = [entry[0] for entry in entries if entry is not None]
 
     def profiles(query: Query) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for one in store.by_ids(query, ids, room.version).values():
+            if one.event.membership != "join":
+                continue  # her coming is being written
             content = format.content(one)
             name, avatar = content.get("displayname"), content.get("avatar_url")
             # Null where there is none: some clients read them without asking whether they are there.

@@ -158,8 +158,12 @@ class Viewing:
         if view.room.partial is not None:
             view = replace(view, room=await self._rooms.whole(view.room.room_id) or view.room)
         if not view.ends or view.left_pos is None:
-            return view.room.entries
+            return await self.state_now(view.room)
         return await self.state_at(view.room, view.left_pos)
+
+    async def state_now(self, room: Room) -> StateMap:
+        """The current state as it is on disk: memory runs ahead, and what is being written is nobody's to know yet."""
+        return await self.state_at(room, self._db.stable_pos())
 
     async def state_at(self, room: Room, pos: int) -> StateMap:
         """What was the current state once everything up to `pos` had come."""

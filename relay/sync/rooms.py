@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from relay.db import Database
+from relay.db import Database, Query
 from relay.people.filters import Filter
 from relay.protocol.event import Event
 from relay.rooms import format, state, store
@@ -181,6 +181,7 @@ class SyncRooms:
         events = await format.dressed(
             self._db, room.version, shown, user_id=ask.user_id, device_id=ask.device_id, room_id=None,
             memberships=memberships, may_relate=any(one not in room.recent for one in shown) if needs_look or shown else False,
+            federated=ask.filter.event_format == "federation",
         )  # fmt: skip
         first = shown[0] if shown else None
         wanted_state, members_changed = await self._state(ask, shown, first, lazy)
@@ -208,6 +209,7 @@ class SyncRooms:
         if lazy:
             ids = await self._lazy(ask, ids, shown, end, whole)
         wanted = ask.filter.room.state
+        federated = ask.filter.event_format == "federation"
         found = await room.events(ids.values())
         events = []
         for key, event_id in ids.items():
@@ -215,7 +217,8 @@ class SyncRooms:
             if event is None:
                 continue
             if wanted.is_everything or wanted.allows(key[0], event.sender, room.room_id, "url" in event.content):
-                events.append(orjson.Fragment(format.body(event, None) + b"}"))
+                made = format.federation_body(event) if federated else format.body(event, None)
+                events.append(orjson.Fragment(made + b"}"))
         return events, members_changed
 
     async def _state_ids(self, room: Room, since: int, end: int) -> dict[Key, str]:
@@ -306,6 +309,29 @@ class SyncRooms:
         """Whether she was in the room at some time after `since`."""
         left = (await self._viewing.view(room, user_id)).left_pos
         return left is not None and left > since
+
+    async def came_and_left(self, room: Room, user_id: str, since: int) -> bool:
+        """Whether she was in the room after `since`, and not at `since`: then her client knows nothing of it yet."""
+
+        def look(query: Query) -> bool:
+            then = query.one(
+                "SELECT before FROM membership_log WHERE room_nid = $1 AND user_id = $2 AND pos > $3 ORDER BY pos LIMIT 1",
+                room.nid,
+                user_id,
+                since,
+            )
+            if then is None or then[0] == "join":
+                return False
+            return bool(
+                query.value(
+                    "SELECT count(*) FROM membership_log WHERE room_nid = $1 AND user_id = $2 AND pos > $3 AND before = 'join'",
+                    room.nid,
+                    user_id,
+                    since,
+                )
+            )
+
+        return await self._db.read(look)
 
     async def left_from_outside(self, room: Room, mine: Membership, user_id: str) -> bytes | None:
         """What /sync says of a room that she left without having been in it; None where her leaving is in its timeline."""

@@ -30,6 +30,7 @@ async def test_devices_are_listed_named_and_deleted(house: House) -> None:
 
     wrong = await alice.confirms("DELETE", path, password="a wrong password")
     assert wrong.status == 401 and wrong.errcode == "M_FORBIDDEN", f"the password counts: {wrong.body}"
+    assert wrong.body["completed"] == [], "what failed says what is done so far"
     assert await laptop.is_signed_in() and not deleted, "nothing happened so far"
     assert (await alice.confirms("DELETE", path)).status == 200
     assert not await laptop.is_signed_in() and deleted == [laptop.device_id], "the laptop is out, and keys were told"

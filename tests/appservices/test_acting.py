@@ -78,6 +78,14 @@ async def test_names_of_a_service_are_not_for_others(town: Town, hires: Hires) -
         bridge.calls("PUT", path("directory", "room", other), {"room_id": mine["room_id"]})
     )
     assert outside.errcode == "M_EXCLUSIVE", "a service makes addresses of its own kind only"
+    another = f"#_bridge_elsewhere:{alice.server}"
+    await bridge.calls("PUT", path("directory", "room", another), {"room_id": room})
+    found = await alice.calls("GET", path("directory", "room", another))
+    assert found["room_id"] == room, "an address of its own leads to whatever room of this server it likes"
+    unknown = bridge.calls(
+        "PUT", path("directory", "room", f"#_bridge_x:{alice.server}"), {"room_id": "!none:x.example"}
+    )
+    assert (await bridge.is_refused(unknown)).status == 404, "but to one that is here"
     outside = await bridge.is_refused(bridge.calls("POST", "createRoom", {"room_alias_name": "other"}))
     assert outside.errcode == "M_EXCLUSIVE"
     await bridge.calls("POST", "createRoom", {"room_alias_name": "_bridge_another"})

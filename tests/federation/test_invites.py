@@ -108,6 +108,9 @@ async def test_only_an_invite_of_the_asking_server_to_somebody_here_is_signed(ho
     changed = {**invite.pdu, "content": {"membership": "invite", "displayname": "Not Alice"}}
     answer = await away.invites(invite, event=changed)
     assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM"), "nor does the hash cover another content"
+    fraction = {**invite.pdu, "content": {"membership": "invite", "org.example.half": 0.5}}
+    answer = await away.invites(invite, event=fraction)
+    assert (answer.status, answer.errcode) == (400, "M_BAD_JSON"), "what no event may hold is no event"
     assert house.rooms.membership(away.room_id, ALICE) is None, "Alice hears of none of it"
 
 

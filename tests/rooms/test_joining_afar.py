@@ -47,6 +47,20 @@ async def test_two_people_of_one_server_come_at_once(village: Village) -> None:
     await two.agrees_with_its_disk(room_id)
 
 
+async def test_a_version_that_is_not_spoken_here_is_named(village: Village) -> None:
+    _, two = await two_homes(village)
+
+    async def refuses(kind: str, server: str, room_id: str, user_id: str) -> Any:
+        body = {"errcode": "M_INCOMPATIBLE_ROOM_VERSION", "error": "no", "room_version": "org.example.new"}
+        raise RemoteError(server, 400, "no", "M_INCOMPATIBLE_ROOM_VERSION", body)
+
+    two.remote.make = refuses  # type: ignore[method-assign]
+    with pytest.raises(ApiError) as refused:
+        await two.joins("ben", "!new:one.example", "one.example")
+    assert (refused.value.status, refused.value.errcode) == (400, "M_INCOMPATIBLE_ROOM_VERSION")
+    assert refused.value.body()["room_version"] == "org.example.new", "clients look there for it"
+
+
 async def test_a_message_that_overtakes_the_join_is_not_lost(village: Village) -> None:
     one, two = await two_homes(village)
     room_id = await one.creates("anna")

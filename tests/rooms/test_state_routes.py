@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from typing import Any
+
+from tests.people import until
 from tests.rooms.ground import V3, Ground
 
 
@@ -31,6 +36,46 @@ async def test_state_is_read_whole_or_piece_by_piece(ground: Ground) -> None:
     await alice.does("PUT", f"{V3}/rooms/{room}/redact/{redacted}/r", {})
     assert await alice.gets(f"{V3}/rooms/{room}/state/m.room.topic") == {}, "state that was taken back is empty"
     assert "slip" not in str(await alice.gets(f"{V3}/rooms/{room}/state")), "everywhere"
+
+
+async def test_what_is_being_written_is_not_told_yet_and_hides_nothing(ground: Ground) -> None:
+    alice, bob = ground.people("alice", "bob")
+    room = await alice.creates(name="The den", preset="public_chat")
+    await bob.joins(room)
+    memory = await ground.rooms.get(room)
+    assert memory is not None
+    disk, commit = threading.Event(), ground.db._commit
+
+    def waits(*args: Any) -> Any:
+        disk.wait(60)
+        return commit(*args)
+
+    ground.db._commit = waits  # type: ignore[method-assign]
+    renaming = asyncio.create_task(alice.sets(room, "m.room.name", {"name": "The new den"}))
+    try:
+        assert await until(lambda: memory.state_pos > ground.db.stable_pos()), "memory runs ahead of the disk"
+        assert await bob.gets(f"{V3}/rooms/{room}/state/m.room.name") == {"name": "The den"}, (
+            "the name is still the old one"
+        )
+        state = {e["type"]: e["content"] for e in await bob.gets(f"{V3}/rooms/{room}/state")}
+        assert state["m.room.name"] == {"name": "The den"}, "in the whole state too"
+        member = asyncio.create_task(
+            alice.sets(room, "m.room.member", {"membership": "join", "displayname": "A"}, alice.id)
+        )
+        assert await until(lambda: len(memory.recent) and memory.recent[-1].event.state_key == alice.id)
+        joined = await bob.gets(f"{V3}/rooms/{room}/joined_members")
+        assert joined["joined"][alice.id]["display_name"] == "Alice", (
+            "and whoever takes a new name is there all the while"
+        )
+    finally:
+        disk.set()
+    await renaming
+    await member
+    assert await bob.gets(f"{V3}/rooms/{room}/state/m.room.name") == {"name": "The new den"}, (
+        "what was answered is there"
+    )
+    joined = await bob.gets(f"{V3}/rooms/{room}/joined_members")
+    assert joined["joined"][alice.id]["display_name"] == "A"
 
 
 async def test_an_open_room_may_be_read_by_everybody(ground: Ground) -> None:

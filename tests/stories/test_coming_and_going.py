@@ -49,6 +49,26 @@ async def test_whoever_leaves_sees_nothing_more_of_the_room(town: Town) -> None:
     assert refused.status == 400, "a room is left before it is forgotten"
 
 
+async def test_whoever_came_and_left_between_two_looks_is_told_of_the_whole_room(town: Town) -> None:
+    alice, bob = await town.users("alice@one", "bob@one")
+    room = await alice.creates_room(name="The den", preset="public_chat")
+    await alice.invites_to(room, bob)
+    await bob.syncs()
+    await bob.joins(room)
+    await bob.leaves(room)
+    left = (await bob.syncs())["rooms"]["leave"][room]
+    told = {event["type"] for event in [*left["state"]["events"], *left["timeline"]["events"]]}
+    assert {"m.room.create", "m.room.name", "m.room.member"} <= told, "her client knew nothing of it before"
+    later = await bob.syncs()
+    assert room not in later.get("rooms", {}).get("leave", {}), "and is told once"
+    await alice.invites_to(room, bob)
+    await bob.syncs()
+    await bob.leaves(room)
+    left = (await bob.syncs())["rooms"]["leave"][room]
+    told = {event["type"] for event in [*left["state"]["events"], *left["timeline"]["events"]]}
+    assert told <= {"m.room.member"}, "whoever turns an invitation down learns nothing of the room by it"
+
+
 async def test_a_kick_and_a_ban_take_somebody_out_without_their_reason(town: Town) -> None:
     alice, bob, carol = await town.users("alice@one", "bob@one", "carol@one")
     room = await alice.creates_room(with_=[bob, carol])

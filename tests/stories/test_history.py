@@ -93,6 +93,25 @@ async def test_lazy_members_come_when_they_speak(town: Town) -> None:
     assert carol.id in told, "who begins to speak is introduced then"
 
 
+async def test_a_client_may_ask_for_events_as_servers_send_them(town: Town) -> None:
+    alice = await town.user("alice@one")
+    room = await alice.creates_room(room_version="11")
+    sent = await alice.sends(room)
+    answer = await alice.syncs(filter='{"event_format":"federation","room":{"timeline":{"limit":1}}}')
+    told = answer["rooms"]["join"][room]
+    for event in (*told["timeline"]["events"], *told["state"]["events"]):
+        assert event["room_id"] == room and event["event_id"]
+        assert {"auth_events", "prev_events", "depth", "hashes", "signatures"} <= event.keys(), "nothing is left out"
+    assert told["timeline"]["events"][0]["event_id"] == sent
+    await alice.redacts(room, sent)
+    answer = await alice.syncs(filter='{"event_format":"federation"}')
+    assert all("signatures" in event for event in answer["rooms"]["join"][room]["timeline"]["events"])
+    alice.forget_everything()
+    answer = await alice.syncs(filter='{"event_format":"federation"}')
+    found = {event["event_id"]: event for event in answer["rooms"]["join"][room]["timeline"]["events"]}
+    assert found[sent]["content"] == {}, "what was taken back is gone in this form too"
+
+
 async def test_state_after_is_the_state_at_the_end(town: Town) -> None:
     alice = await town.user("alice@one")
     room = await alice.creates_room(name="First")
