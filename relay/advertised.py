@@ -26,13 +26,18 @@ class Advertised(Part):
         public_base_url: str | None,
         default_room_version: str,
         *,
+        sealed: bool = True,
         transports: Sequence[Mapping[str, Any]] = (),
         capabilities: Mapping[str, Any] | None = None,
     ) -> None:
-        """`transports` are those of MatrixRTC; `capabilities` what other parts can do beside those listed here."""
+        """`sealed`: every new room is encrypted. `transports` are those of MatrixRTC; `capabilities` what other parts can do beside those listed here."""
         self._server_name = server_name
         self._base_url = public_base_url
         self._default_room_version = default_room_version
+        # Element then shows its switch for encryption as on, and lets nobody turn it off in vain.
+        self._forced = {
+            f"io.element.e2ee_forced.{preset}": sealed for preset in ("public", "private", "trusted_private")
+        }
         self._transports = list(transports)
         self._more = dict(capabilities or {})
 
@@ -49,6 +54,7 @@ class Advertised(Part):
         return {
             "versions": SPEC_VERSIONS,
             "unstable_features": {
+                **self._forced,
                 "org.matrix.e2e_cross_signing": True,
                 "org.matrix.msc3030": True,
                 "org.matrix.msc3030.stable": True,

@@ -338,7 +338,7 @@ class Server:
         # /sync.
         self._parts: list[Part] = [
             Advertised(
-                name, settings.public_base_url, settings.rooms.default_version,
+                name, settings.public_base_url, settings.rooms.default_version, sealed=not seal.open,
                 transports=transports(settings.calls.livekit_service_urls), capabilities=DELAYED_CAPABILITIES,
             ), Absent(), Calls(settings.turn, settings.calls, clock), openid, moderated, delayed, dehydrated,
             departures, users, sessions, tokens, devices, login, register, shared_secret, account,

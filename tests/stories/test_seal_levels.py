@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from relay import config
-from tests.people import ciphertext
+from tests.people import Person, ciphertext
 from tests.town import Town
 
 CANARY = "a canary that nobody may read"
+
+
+async def told(person: Person) -> dict[str, bool]:
+    features: dict[str, bool] = (await person.calls("GET", "/_matrix/client/versions"))["unstable_features"]
+    return features
 
 
 async def test_a_stricter_seal_is_kept_for_what_lies_there_already(town: Town) -> None:
@@ -16,6 +21,7 @@ async def test_a_stricter_seal_is_kept_for_what_lies_there_already(town: Town) -
     readable = await alice.sends(room, {"msgtype": "m.text", "body": CANARY}, type="m.room.message")
     sealed = await alice.sends(room, ciphertext())
     file = await alice.uploads(CANARY.encode() * 10)
+    assert not (await told(alice))["io.element.e2ee_forced.private"], "apps may offer rooms without encryption"
     await relay.stop()
 
     file_of_settings = relay.folder / config.CONFIG_NAME
@@ -28,6 +34,7 @@ async def test_a_stricter_seal_is_kept_for_what_lies_there_already(town: Town) -
     status, said = await relay.command("seal")
     assert status == 0 and "redacted" in said, said
     await relay.start()
+    assert (await told(alice))["io.element.e2ee_forced.private"], "and now know that every room is encrypted"
     assert await bob.sees(sealed), "ciphertext is as it was"
     history = [event["event_id"] for event in await bob.history(room)]
     assert sealed in history and readable not in history, "what was readable is shown to nobody"
