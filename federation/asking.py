@@ -19,6 +19,7 @@ from relay.ids import server_of
 from relay.protocol import event as events
 from relay.protocol.visibility import INVITED, JOINED, SHARED, visibility_of, visible_to_server
 from relay.rooms import state, store
+from relay.rooms.erasure import erased
 from relay.rooms.room import HISTORY_VISIBILITY, Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.store import REJECTED, SOFT_FAILED, Key, Stored
@@ -125,8 +126,32 @@ def raw(one: Stored) -> bytes:
 
 def shown(query: Query, room: Room, users: Sequence[str], given: Sequence[Stored]) -> list[bytes]:
     """Events of a room as a server with these users gets them. In a reader's thread."""
-    seen = _seen(query, room, users, given)
+    seen = _seen(query, room, users, given) - _no_more_read(query, room, users, given)
     return [raw(one) if one.id in seen else events.redacted(one.event).raw for one in given]
+
+
+def _no_more_read(query: Query, room: Room, users: Sequence[str], given: Sequence[Stored]) -> set[str]:
+    """What erased people said, where none of these users was in the room then, or when they were erased."""
+    said = [one for one in given if not one.event.is_state]
+    since = erased(query, (one.event.sender for one in said))
+    said = [one for one in said if one.event.sender in since]
+    if not said:
+        return set()
+    then = {user_id: state.current_at(query, room.nid, pos) or 0 for user_id, pos in since.items()}
+    open_nids = _states_with(query, room, users, {*then.values(), *(one.state_nid or 0 for one in said)})
+    return {one.id for one in said if open_nids.isdisjoint((then[one.event.sender], one.state_nid or 0))}
+
+
+def _states_with(query: Query, room: Room, users: Sequence[str], nids: set[int]) -> set[int]:
+    """Those of these states by which one of the users is in the room."""
+    found: set[int] = set()
+    for start in range(0, len(users), USERS_AT_ONCE):
+        keys: list[Key] = [("m.room.member", user_id) for user_id in users[start : start + USERS_AT_ONCE]]
+        states = state.lookup(query, room.nid, nids - found, keys)
+        members = store.by_ids(query, {event_id for at in states.values() for event_id in at.values()}, room.version)
+        joined = {event_id for event_id, one in members.items() if one.event.membership == "join"}
+        found |= {nid for nid, at in states.items() if not joined.isdisjoint(at.values())}
+    return found
 
 
 def _seen(query: Query, room: Room, users: Sequence[str], given: Sequence[Stored]) -> set[str]:

@@ -112,6 +112,7 @@ from relay.push.pushers import Pushers
 from relay.push.rules import PushRules
 from relay.push.unread import Unread
 from relay.reloading import Reloading
+from relay.rooms import erasure
 from relay.rooms.afar import Afar
 from relay.rooms.append import Appender
 from relay.rooms.completion import PartialJoins
@@ -321,15 +322,12 @@ class Server:
         account_data.provided["m.fully_read"] = receipts.provide_fully_read
         account.on_deactivated += [
             profiles.forget, account_data.forget, filters.forget, push_rules.forget, backup.forget,
-            cross_signing.forget, pushers.forget, delayed.forget, contact_gate.forget, contact_links.forget,
+            cross_signing.forget, pushers.forget, delayed.forget, contact_gate.forget, contact_links.forget, erasure.erase,
         ]  # fmt: skip
         devices.on_device_deleted += [device_keys.device_deleted, pushers.device_deleted, dehydrated.device_deleted]
         write_routes.delayed = delayed.asked
-        contact_gate.leave, contact_gate.forget_room, contact_gate.tell = (
-            members.leave,
-            members.forget,
-            members.tell_again,
-        )
+        contact_gate.leave, contact_gate.forget_room = members.leave, members.forget
+        contact_gate.tell = members.tell_again
         restrained_doors.sender_of = rooms.sender_of
         media.inspector = keeping.finish(media.store, copies)
         members.before_turning_down = notices.keeps

@@ -18,6 +18,7 @@ from relay.protocol import event as events
 from relay.protocol.event import Event
 from relay.protocol.versions import RoomVersion
 from relay.rooms import store
+from relay.rooms.erasure import erased
 from relay.rooms.store import Stored
 
 REDACTION = "m.room.redaction"
@@ -222,10 +223,13 @@ def bundles(
             taking_part = one.event.sender == user_id or bool(
                 query.value(count + " AND e.sender = $3", one.id, room, user_id)
             )
-            of_latest = bundles(query, latest, version, user_id, in_thread=True)
+            # Whoever may read an erased person finds it in the thread itself.
+            bare = bool(erased(query, (latest.event.sender,)))
+            of_latest = {} if bare else bundles(query, latest, version, user_id, in_thread=True)
+            shown = events.redacted(latest.event) if bare else latest.event
             found["m.thread"] = {
                 "latest_event": finished(
-                    body(latest.event, latest.event.room_id), None, {"m.relations": of_latest} if of_latest else {}
+                    body(shown, shown.room_id), None, {"m.relations": of_latest} if of_latest else {}
                 ),
                 "count": query.value(count, one.id, room),
                 "current_user_participated": taking_part,

@@ -14,6 +14,7 @@ from relay.db import Database, Query
 from relay.errors import InvalidParam, NotFound
 from relay.part import Part
 from relay.rooms import format, store
+from relay.rooms.erasure import as_served
 from relay.rooms.store import COLUMNS, HIDDEN, UNCOUNTED, Stored, stored
 from relay.rooms.timeline import Direction, HistoryToken, place
 from relay.rooms.viewing import View, Viewing, judged, recall_transactions
@@ -175,7 +176,7 @@ def _related(
         more = len(found) > limit
         found = found[:limit]
         seen = _seen(query, view, found)
-        for one in found:
+        for one in as_served(query, view.user_id, found, seen):
             if one.id in seen and len(shown) < limit:
                 shown.append(one)
                 memberships[one.id] = seen[one.id]
@@ -205,7 +206,7 @@ def _threads(
         if row is not None:
             found.append(stored(row, view.room.version))
     seen = _seen(query, view, found)
-    return [one for one in found if one.id in seen], seen, end
+    return [one for one in as_served(query, view.user_id, found, seen) if one.id in seen], seen, end
 
 
 def _thread_token(text: str | None) -> tuple[int, int]:

@@ -163,6 +163,11 @@ SCHEMA = Schema(
             },
         ),
         Table(
+            "erased_people",
+            "who closed an account and asked not to be read by those who come later",
+            {"user_id": ("who", "for good"), "pos": ("since when", "for good")},
+        ),
+        Table(
             "relations",
             "which event answers which",
             {
@@ -264,6 +269,9 @@ SCHEMA = Schema(
         """
         CREATE TABLE withheld (event_id TEXT PRIMARY KEY, room_nid BIGINT NOT NULL, pos BIGINT NOT NULL,
             sent_ts BIGINT NOT NULL)
+        """,
+        """
+        CREATE TABLE erased_people (user_id TEXT PRIMARY KEY, pos BIGINT NOT NULL)
         """,
     ),
 )

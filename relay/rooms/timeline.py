@@ -19,6 +19,7 @@ from relay.errors import Forbidden, InvalidParam, MissingParam, NotFound
 from relay.part import Part
 from relay.protocol.versions import RoomVersion
 from relay.rooms import format, state, store
+from relay.rooms.erasure import as_served
 from relay.rooms.room import Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.store import COLUMNS, HIDDEN, HISTORY, UNCOUNTED, Key, Stored, stored
@@ -327,9 +328,9 @@ class Timeline(Part):
                 await self._viewing.note_senders([one], view.user_id)
                 return one, "join"
             else:
-                seen = await self._db.read(_seen, view, [one])
+                seen, [served] = await self._db.read(_as_seen, view, [one])
                 if one.id in seen:
-                    return one, seen[one.id]
+                    return served, seen[one.id]
         raise NotFound(NOT_SHOWN)
 
     # --- how it is shown
@@ -391,6 +392,12 @@ def _seen(query: Query, view: View, events: Sequence[Stored]) -> dict[str, str]:
     return judged(query, view, events)
 
 
+def _as_seen(query: Query, view: View, events: Sequence[Stored]) -> tuple[dict[str, str], list[Stored]]:
+    """The same, and all of them as she gets those that she may see."""
+    seen = _seen(query, view, events)
+    return seen, as_served(query, view.user_id, events, seen)
+
+
 def _page(
     query: Query,
     view: View,
@@ -416,7 +423,7 @@ def _page(
         fitting = [
             one for one in found if _fits(wanted, one, room_id) and (not related or _answered(query, one, wanted))
         ]
-        seen = _seen(query, view, fitting)
+        seen, fitting = _as_seen(query, view, fitting)
         shown = [one for one in fitting if one.id in seen][: limit - len(page.shown)]
         page.shown += shown
         page.memberships.update((one.id, seen[one.id]) for one in shown)
@@ -424,7 +431,7 @@ def _page(
         full = len(page.shown) >= limit
         if full and found and shown:
             # Whether anything is left behind the last one shown.
-            more = more or found[-1] is not shown[-1]
+            more = more or found[-1].id != shown[-1].id
         last = shown[-1] if full and shown else found[-1] if found else None
         if last is not None:
             pos = (last.pos or 0) - 1 if direction == "b" else last.pos or 0

@@ -14,6 +14,7 @@ from relay.db import Database, Query
 from relay.errors import Forbidden
 from relay.protocol.visibility import WORLD_READABLE, may_see, visibility_of
 from relay.rooms import state, store
+from relay.rooms.erasure import as_served
 from relay.rooms.room import HISTORY_VISIBILITY, Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.state import StateMap
@@ -186,8 +187,12 @@ class Viewing:
         view = await self.view(room, user_id)
         if view.sees_all(events):
             return list(events), dict.fromkeys((one.id for one in events), "join")
-        seen = await self._db.read(judged, view, events)
-        return [one for one in events if one.id in seen], seen
+
+        def look(query: Query) -> tuple[list[Stored], dict[str, str]]:
+            seen = judged(query, view, events)
+            return [one for one in as_served(query, user_id, events, seen) if one.id in seen], seen
+
+        return await self._db.read(look)
 
     async def spoken_of(self, room: Room, shown: Iterable[Stored]) -> StateMap:
         """While a room's members are not all known: the member events of those who speak, as their own events cite them."""
