@@ -122,6 +122,12 @@ class Lane:
             return
         self.events.append(waiting)
 
+    def add_beside(self, waiting: Waiting) -> None:
+        """What may stand before others that wait here."""
+        if self.behind is None and len(self.events) < MAX_WAITING:
+            self.events.append(waiting)
+            self.mixed = True
+
     def add_passing(self, key: str, edu: bytes) -> None:
         """A later one with the same key replaces an earlier one that still waits."""
         self.passing.pop(key, None)

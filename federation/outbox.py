@@ -8,6 +8,7 @@ after a failure waits (`backoff.py`). A server with nothing to get costs nothing
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ class Outbox(Part):
         # What happened before this process began may be handed over again after a crash.
         self._begun = (0, 0)
         self._there_since: dict[tuple[str, str], int] = {}
+        self._newcomers: deque[tuple[str, Sequence[str]]] = deque()
         departures.deliver_passing_to(self.passing)
 
     # --- what others call
@@ -89,6 +91,10 @@ class Outbox(Part):
                 lane = self.positions.lane(server)
                 lane.begin_again(since)
                 self._drivers.wake(lane)
+
+    def newcomer(self, server: str, lacking: Sequence[str]) -> None:
+        """A server came to a room beside these events: when ours among them left here, nobody knew of it."""
+        self._newcomers.append((server, lacking))
 
     def backlog(self) -> tuple[int, int]:
         """How many servers something waits for, and how many can't be reached."""
@@ -129,6 +135,8 @@ class Outbox(Part):
                     lane.edus_due = True
                     self._drivers.wake(lane)
                 self.positions.handed_over(reached)
+            while self._newcomers:
+                await self._bring_up(*self._newcomers.popleft())
             await self._bell.wait_line(self.positions.pos)
 
     def _fresh(self, upto: int) -> News | None:
@@ -153,6 +161,16 @@ class Outbox(Part):
             if server in self.positions.lanes or is_server_name(server):
                 lane = self.positions.lane(server)
                 lane.add(waiting, down=self._backoff.wait_left(server) > 0)
+                self._drivers.wake(lane)
+
+    async def _bring_up(self, server: str, lacking: Sequence[str]) -> None:
+        for event_id in lacking:
+            one = await self._rooms.event(event_id)
+            if one is None or one.pos is None or not leaves_here(one):
+                continue
+            if is_server_name(server) and self._departures.allows(server):
+                lane = self.positions.lane(server)
+                lane.add_beside(Waiting(one.pos, one.event.id, one.event.raw))
                 self._drivers.wake(lane)
 
     async def _came_later(self, server: str, room_id: str, pos: int) -> bool:

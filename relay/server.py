@@ -370,6 +370,7 @@ class Server:
 
         # Other servers, as far as they ask us.
         outbox = Outbox(name, db, bell, clock, rooms, departures, connections, backoff)
+        receiver.on_newcomer = outbox.newcomer
         partial_joins.on_completed += [outbox.came_to_light, device_lists.came_to_light]
         partial_joins.on_gone.append(device_lists.came_to_light)
         departures.deliver_passing_to(outbox.passing)

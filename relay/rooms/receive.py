@@ -77,6 +77,9 @@ class Receiver:
         self._doors = doors
         # Keeps an event that has to wait for what it builds on, where it can; set by the server (`later.py`).
         self.keep_for_later: Callable[[str, str, Taken], Awaitable[bool]] | None = None
+        # Hears of a server that came to a room, by a join that does not build on these latest events: it lacks them. Set by
+        # the server.
+        self.on_newcomer: Callable[[str, Sequence[str]], None] = lambda server, lacking: None
         # Asks the room's policy server; set by the server.
         self.look_at: Callable[[Room, Sequence[Taken]], Awaitable[None]] | None = None
 
@@ -284,10 +287,15 @@ class Receiver:
         beside: set[int] = set()
         if not at.straight and not at.same_state and latest:
             becomes, changed, beside = await self._becomes(room, event, at, facts)
+        lacking: list[str] = []
+        if not at.straight and event.membership == "join" and event.server not in room.servers:
+            lacking = [e for e in room.extremities if e not in at.supersedes]
         nid = facts.nid if facts is not None else None
         with self._db.write(chain=room.room_id) as tx:
             self._appender.begins(tx, room)
             self._appender.first_time(tx, event, nid)
+            if lacking:
+                tx.after(lambda: self.on_newcomer(event.server, lacking))
             if at.straight:
                 one = self._appender.append(tx, room, event, marks=marks, nid=nid, redacts=taken.redacts)
             else:

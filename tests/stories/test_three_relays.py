@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from federation.client import Client, JoinAnswer
 from tests.people import Refused, until
 from tests.town import Town
 
@@ -25,6 +30,29 @@ async def test_somebody_joins_by_a_server_that_did_not_make_the_room(town: Town)
         sent = await speaker.sends(room)
         for listener in (alice, bob, carol):
             assert await listener.sees(sent), f"{listener.name} hears {speaker.name}"
+
+
+async def test_what_is_said_while_somebody_joins_reaches_her(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    alice, bob, carol, dave = await town.users("alice@one", "bob@two", "carol@three", "dave@four")
+    room = await alice.creates_room(preset="public_chat")
+    await bob.joins(room, alice.server)
+    town.cut("one", "two")
+    await carol.joins(room, bob.server)
+    beside = await alice.sends(room)
+    town.mend("one", "two")
+    town.clock.forward(minutes=5)
+    assert await carol.sees(beside), "whose server did not know of hers, and nobody has said anything since"
+
+    send_join = Client.send_join
+    between: list[str] = []
+
+    async def slow(*ask: Any, **how: Any) -> JoinAnswer:
+        between.append(await alice.sends(room))
+        return await send_join(*ask, **how)
+
+    monkeypatch.setattr(Client, "send_join", slow)
+    await dave.joins(room, alice.server)
+    assert await dave.sees(between[0]), "after the template was made, and before the join came"
 
 
 async def test_two_that_can_not_reach_each_other_meet_over_the_third(town: Town) -> None:
