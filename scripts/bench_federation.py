@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import orjson
 
 from scripts.bench_client import BenchError, Homeserver, Person
-from scripts.bench_ground import Figures, Size, spread
+from scripts.bench_ground import Figures, Size, named, spread
 from scripts.bench_machine import Meter
 
 CROSSING_TIMEOUT_S = 30.0
@@ -22,6 +22,7 @@ CATCH_UP_TIMEOUT_S = 120.0
 CATCH_UP_LOOK_S = 0.02
 MESSAGES_BEFORE_JOIN = 50
 JOIN_ROUNDS = 3
+ASK_MEANWHILE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,44 @@ async def remote_join(sides: TwoSides) -> Figures:
     }
 
 
+async def remote_large(sides: TwoSides) -> Figures:
+    """Somebody there joins a room of so many state events that the members come after the answer: bans of names that nobody
+    has, which is how such a room is made through the client API alone."""
+    (host,), (newcomer, other) = await sides.here.people(1), await sides.there.people(2)
+    room_id, server = await host.creates_room(), _server_of(host)
+    for number in range(sides.size.remote_bans):
+        await host.call("POST", f"/v3/rooms/{room_id}/ban", {"user_id": f"@nobody{number}:{server}"})
+    costs, begun = _Costs(sides), time.perf_counter()
+    await newcomer.joins(room_id, server)
+    answered = time.perf_counter()
+    await newcomer.sends(room_id)
+    sent = time.perf_counter()
+    memory_mb, waits = 0.0, []
+    async with asyncio.TaskGroup() as group:
+        # The answer to this one waits until all members are known.
+        members = group.create_task(newcomer.call("GET", f"/v3/rooms/{room_id}/members?membership=ban"))
+        while not members.done():
+            asked = time.perf_counter()
+            await other.call("GET", "/v3/account/whoami")
+            waits.append(time.perf_counter() - asked)
+            memory_mb = max(memory_mb, sides.meter_there.memory_mb())
+            await asyncio.sleep(ASK_MEANWHILE_S)
+    known = time.perf_counter()
+    if (found := len(members.result()["chunk"])) != sides.size.remote_bans:
+        raise BenchError(f"{found} of {sides.size.remote_bans} members were known after the join")
+    return {
+        "answer_ms": (answered - begun) * 1e3,
+        "first_send_ms": (sent - answered) * 1e3,
+        "all_members_s": known - begun,
+        **named("meanwhile", waits),
+        "there_memory_mb": memory_mb,
+        **costs.cpu_ms(1),
+    }
+
+
 SCENARIOS: dict[str, Callable[[TwoSides], Awaitable[Figures]]] = {
     "remote_pair": remote_pair,
     "remote_flow": remote_flow,
     "remote_join": remote_join,
+    "remote_large": remote_large,
 }

@@ -39,6 +39,7 @@ class Size:
     remote_pair_messages: int = 200
     remote_rooms: int = 10
     remote_members: int = 1000
+    remote_bans: int = 50_000
     reports: int = 1000
     timed_reports: int = 40
     desk_pages: int = 60
@@ -49,7 +50,7 @@ QUICK = Size(
     seconds=0.3, warm_up_seconds=0.1, pair_messages=5, viewers=3, viewers_messages=2, crowd=4, crowd_messages=2, rooms=3,
     messages_a_room=2, initial_syncs=2, empty_syncs=5, sliding_rooms=4,
     sliding_busy_rooms=2, sliding_windows=2, sliding_changes=3, devices=3, to_device_requests=2, key_requests=2, uploads=2,
-    people_in_all=40, remote_pair_messages=5, remote_rooms=2, remote_members=4, reports=3, timed_reports=2, desk_pages=2,
+    people_in_all=40, remote_pair_messages=5, remote_rooms=2, remote_members=4, remote_bans=60, reports=3, timed_reports=2, desk_pages=2,
 )  # fmt: skip
 
 

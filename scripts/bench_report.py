@@ -113,6 +113,13 @@ LINES: tuple[Line, ...] = (
     Line("remote_join", "first_send_ms", "  the newcomer's first send", "ms"),
     Line("remote_join", "here_cpu_ms", "  CPU of the resident side", "ms"),
     Line("remote_join", "there_cpu_ms", "  CPU of the joining side", "ms"),
+    Line("remote_large", "answer_ms", "join of a room of 50,000 state events, answer", "ms"),
+    Line("remote_large", "first_send_ms", "  the newcomer's first send", "ms"),
+    Line("remote_large", "all_members_s", "  all members known", "s"),
+    Line("remote_large", "meanwhile_p99_ms", "  others wait meanwhile, p99", "ms"),
+    Line("remote_large", "there_memory_mb", "  most memory of the joining side", "MB"),
+    Line("remote_large", "here_cpu_ms", "  CPU of the resident side", "ms"),
+    Line("remote_large", "there_cpu_ms", "  CPU of the joining side", "ms"),
 )
 
 

@@ -10,22 +10,22 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 import structlog
 
 from relay.clock import SystemClock
 from relay.db import ChainBroken, Database, Query
-from relay.errors import ApiError, BadEvent, Forbidden, InvalidParam, NotAllowed, NotFound, RemoteError
+from relay.errors import ApiError, Forbidden, InvalidParam, NotAllowed, NotFound, RemoteError
 from relay.ids import server_of
 from relay.protocol import event as events
 from relay.protocol.auth import auth_keys, check
 from relay.protocol.event import Event
 from relay.protocol.signing import SigningKey
 from relay.protocol.versions import RoomVersion
-from relay.remote import JoinAnswer, Remote, Template
-from relay.rooms import store
+from relay.remote import JoinAnswer, Remote
+from relay.rooms import store, templates
 from relay.rooms.append import OUTLIERS_AT_ONCE, Appender
 from relay.rooms.gap_rows import note_gaps
 from relay.rooms.intake import Intake, sorted_out
@@ -44,7 +44,9 @@ SUMMARY_SECONDS = 2.0
 SIZE_SECONDS = 0.5
 # From how many members on they are left to come later.
 MANY_MEMBERS = 500
-# How long the answer to the client waits for them all the same, where nobody could say whether they are many.
+# In a room of so many events they may be many, whatever is said of those who are there now.
+MANY_EVENTS = 10_000
+# How long the answer to the client waits for them all the same, where nobody could say that they are many.
 WHOLE_SECONDS = 1.0
 # What is looked at in memory; a larger answer is stored as it is looked at.
 IN_MEMORY = 2_000
@@ -144,27 +146,28 @@ class Afar:
             summary = asked.result() if asked.done() and not asked.cancelled() else None
         else:
             template = await self._remote.make("join", server, room_id, user_id)
-            depth = template.pdu.get("depth")
-            if type(depth) is not int or depth >= MANY_MEMBERS:
-                # It may have many members; each of them came by an event of their own.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(SIZE_SECONDS):
-                        summary = await self._summarised(server, room_id)
-            else:
-                summary = _Summary(False, None, depth)
         if ask_first and summary is not None and not may_be_joined(room_id, summary.encrypted, summary.room_type):
             raise Forbidden(NOT_ENCRYPTED)
-        pdu = self._checked_template(server, template, room_id, user_id, "join")
+        templates.require_asked(server, template, room_id, user_id, "join")
+        depth = template.pdu.get("depth")
+        # Each of its members came by an event of their own, also those who left or were banned.
+        at_most = depth if type(depth) is int else MANY_EVENTS
+        if not ask_first and at_most >= MANY_MEMBERS:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SIZE_SECONDS):
+                    summary = await self._summarised(server, room_id)
         content = {**member}
-        authoriser = pdu["content"].get("join_authorised_via_users_server")
+        authoriser = template.pdu["content"].get("join_authorised_via_users_server")
         if isinstance(authoriser, str) and template.version.restricted:
             content["join_authorised_via_users_server"] = authoriser
-        event = self._signed(server, {**pdu, "content": content}, template.version)
-        # A small room is known whole in one answer; in a large one somebody is in a moment, and its members come later.
-        omit = summary is None or summary.members is None or summary.members >= MANY_MEMBERS
+        event = templates.signed(server, template, content, self._server_name, self._key)
+        # A small room is known whole in one answer; in a large one somebody is in a moment, and its members come later. Of
+        # those who are there no more no summary tells.
+        many = None if summary is None or summary.members is None else summary.members >= MANY_MEMBERS
+        omit = at_most >= (MANY_MEMBERS if many is None else MANY_EVENTS) or bool(many)
         answer = await self._remote.send_join(server, event, omit_members=omit)
         if answer.event is not None:
-            event = self._same_event(server, answer.event, event)
+            event = templates.same_event(server, answer.event, event)
         if "join_authorised_via_users_server" in content and not all(await self._remote.verified([event])):
             raise RemoteError(server, 502, "it did not sign the join that it vouches for")
         try:
@@ -180,8 +183,8 @@ class Afar:
             return server, event
         if partial is not None:
             self.on_partial(room_id)
-            if summary is None or summary.members is None:
-                # Most rooms of which nothing could be told before are small: theirs are here by the time she looks.
+            if not many:
+                # Most of these rooms are small: their members are here by the time she looks.
                 with suppress(ApiError):
                     await self._rooms.whole(room_id, WHOLE_SECONDS)
         return None
@@ -198,45 +201,6 @@ class Afar:
             return None
         members = told.get("num_joined_members")
         return _Summary(bool(told.get("encryption")), told.get("room_type"), members if type(members) is int else None)
-
-    def _checked_template(
-        self, server: str, template: Template, room_id: str, user_id: str, membership: Literal["join", "leave", "knock"]
-    ) -> dict[str, Any]:
-        pdu = template.pdu
-        content = pdu.get("content")
-        if (
-            pdu.get("type") != "m.room.member"
-            or pdu.get("room_id") != room_id
-            or pdu.get("sender") != user_id
-            or pdu.get("state_key") != user_id
-            or not isinstance(content, dict)
-            or content.get("membership") != membership
-        ):
-            raise RemoteError(server, 502, "its template is not the event that was asked for")
-        return pdu
-
-    def _signed(self, server: str, pdu: Mapping[str, Any], version: RoomVersion) -> Event:
-        named = {
-            k: pdu[k]
-            for k in ("type", "room_id", "sender", "state_key", "content", "depth", "prev_events", "auth_events")
-            if k in pdu
-        }
-        named["origin_server_ts"] = pdu.get("origin_server_ts", 0)
-        if version.redact_keeps_origin:
-            named["origin"] = self._server_name
-        try:
-            return events.sign(named, version, self._server_name, self._key)
-        except BadEvent as bad:
-            raise RemoteError(server, 502, f"its template is not an event: {bad.text}") from bad
-
-    def _same_event(self, server: str, pdu: Mapping[str, Any], event: Event) -> Event:
-        try:
-            returned = events.parse(pdu, event.version)
-        except BadEvent as bad:
-            raise RemoteError(server, 502, f"it gave back something that is not an event: {bad.text}") from bad
-        if returned.id != event.id:
-            raise RemoteError(server, 502, "it gave back another event than it got")
-        return returned
 
     async def _given(self, server: str, answer: JoinAnswer, event: Event, may_be_joined: MayBeJoined) -> _Given:
         """The room's state before the join, its events with good signatures and judged by their own auth events. Raises
@@ -423,8 +387,8 @@ class Afar:
         for server in servers[:MAX_SERVERS_TRIED]:
             try:
                 template = await self._remote.make("leave", server, room_id, user_id)
-                pdu = self._checked_template(server, template, room_id, user_id, "leave")
-                event = self._signed(server, {**pdu, "content": {"membership": "leave"}}, template.version)
+                templates.require_asked(server, template, room_id, user_id, "leave")
+                event = templates.signed(server, template, {"membership": "leave"}, self._server_name, self._key)
                 await self._remote.send_leave(server, event)
                 return event
             except RemoteError as error:
@@ -436,8 +400,8 @@ class Afar:
         for server in servers[:MAX_SERVERS_TRIED]:
             try:
                 template = await self._remote.make("knock", server, room_id, user_id)
-                pdu = self._checked_template(server, template, room_id, user_id, "knock")
-                event = self._signed(server, {**pdu, "content": dict(member)}, template.version)
+                templates.require_asked(server, template, room_id, user_id, "knock")
+                event = templates.signed(server, template, member, self._server_name, self._key)
                 told = await self._remote.send_knock(server, event)
             except RemoteError as error:
                 # A server that forbids it says more than one that does not know the room.
@@ -472,7 +436,7 @@ class Afar:
         server = server_of(target)
         found = await room.state_events([*STRIPPED_KEYS, ("m.room.member", event.sender)])
         pdu = await self._remote.invite(server, event, [one.pdu for one in found.values()])
-        signed = self._same_event(server, pdu, event)
+        signed = templates.same_event(server, pdu, event)
         if not all(await self._remote.verified([signed])) or server not in signed.pdu["signatures"]:
             raise RemoteError(server, 502, "it gave back an invite without a valid signature")
         return signed

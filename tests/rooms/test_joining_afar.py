@@ -107,6 +107,32 @@ async def test_an_invite_to_a_room_that_is_joined_in_part(village: Village, monk
     await two.agrees_with_its_disk(room_id)
 
 
+async def test_a_room_with_few_members_and_many_who_were_banned(
+    village: Village, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(afar, "MANY_MEMBERS", 12)
+    monkeypatch.setattr(afar, "MANY_EVENTS", 20)
+    monkeypatch.setattr(afar, "WHOLE_SECONDS", 0.02)
+    one, two = await two_homes(village)
+    small, large = await one.creates("anna"), await one.creates("anna")
+    for number in range(20):
+        await one.members.ban(one.user("anna"), large, f"@nobody{number}:one.example")
+    two.patient = True
+
+    async def summary(server: str, room_id: str, *_: object) -> dict[str, Any]:
+        return {"room": {"room_id": room_id, "room_version": "12", "encryption": "m.x", "num_joined_members": 1}}
+
+    two.remote.hierarchy = summary  # type: ignore[method-assign]
+    await two.joins("ben", small, "one.example")
+    assert (await two.room(small)).partial is None, "it has few members, and few who left"
+    await two.joins("ben", large, "one.example")
+    room = await two.room(large)
+    assert room.partial is not None and len(room.members) < 20, "she is in before it is known who is not"
+    assert await two.completes(large)
+    await same_members(large, one, two)
+    await two.agrees_with_its_disk(large)
+
+
 async def test_all_leave_and_one_comes_back(village: Village) -> None:
     one, two = await two_homes(village)
     room_id = await one.creates("anna")

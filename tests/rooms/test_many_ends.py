@@ -18,6 +18,7 @@ async def test_any_number_of_ends_that_were_tied_by_what_is_refused_are_no_more_
     village: Village, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(afar, "WHOLE_SECONDS", 0.02)
+    monkeypatch.setattr(afar, "MANY_MEMBERS", 1)
     monkeypatch.setattr(replay, "MAX_ENDS", 4)
     one, two, three, room_id, kick, _ = await kicked_by_a_banned_person(village)
     before = next(iter(kick.prev_events))

@@ -18,6 +18,7 @@ async def test_who_was_mistaken_for_a_member_goes_and_who_was_mistaken_for_gone_
 ) -> None:
     """Mallory is banned; by an old join that two.example can't know to be over, she comes back, puts gail out, and lets hugo in."""
     monkeypatch.setattr(afar, "WHOLE_SECONDS", 0.02)
+    monkeypatch.setattr(afar, "MANY_MEMBERS", 1)
     one, two, three = [await village.home(f"{name}.example") for name in ("one", "two", "three")]
     mallory, hugo, gail = three.user("mallory"), three.user("hugo"), one.user("gail")
     room_id = await one.creates("anna", name="a large hall")

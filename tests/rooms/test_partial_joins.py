@@ -18,8 +18,9 @@ from tests.rooms.village import Home, Village
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for members that no story has fetched yet."""
+    """Rooms of one are large already, and nobody waits for members that no story has fetched yet."""
     monkeypatch.setattr(afar, "WHOLE_SECONDS", 0.02)
+    monkeypatch.setattr(afar, "MANY_MEMBERS", 1)
 
 
 async def joined_in_part(village: Village, *guests: str) -> tuple[Home, Home, str]:
