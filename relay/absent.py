@@ -35,7 +35,9 @@ class Absent(Part):
         return {"id_server_unbind_result": "no-support"}
 
     async def _no_search(self, request: Request) -> Answer:
-        raise Unrecognized("This relay can't read messages, so it can't search them. Your app can.")
+        raise Unrecognized(
+            "This relay can't read messages, so it can't search them. Apps that keep what they decrypted can, such as Element on a desktop computer."
+        )
 
     async def _no_previews(self, request: Request) -> Answer:
         raise Unrecognized("This relay makes no previews of links: it would have to be told what you write about.")

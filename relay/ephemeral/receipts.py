@@ -20,6 +20,7 @@ from relay.errors import BadJson, InvalidParam
 from relay.ids import MAX_ID_BYTES, server_of
 from relay.part import Part, SyncAsk, SyncShare, TakesEdu
 from relay.protocol.event import Event
+from relay.rooms import format, store
 from relay.rooms.room import Room
 from relay.rooms.rooms import Rooms
 from relay.rooms.store import Stored
@@ -37,6 +38,8 @@ MAX_PEOPLE = 5_000
 # An initial /sync gets the newest of a large room, and one's own.
 MAX_OF_A_ROOM = 500
 MAX_IN_EDU = 1_000
+# How far back the thread of a receipt is looked for, where it is for no event of the room.
+LOOKED_BACK = 50
 # Of one person in one room; older threads' receipts go.
 MAX_THREADS = 200
 
@@ -165,14 +168,14 @@ class Receipts(Part):
         now = self._clock.now()
         found: list[Receipt] = []
         for kind, thread, event_id in wanted:
-            one = await self._event(room, event_id)
+            one = await self._event(room, event_id) or await self._before_hiding(room, event_id, thread)
             if one is None or one.room_nid != room.nid:
                 raise InvalidParam("There is no such event in this room.")
             if thread and not await is_in_thread(one.event, thread, lambda other: self._other(room, other)):
                 raise InvalidParam("The event is not in the thread that thread_id names.")
             read_pos = one.pos or 0
             if (kind, thread) not in known or known[(kind, thread)] < read_pos:
-                found.append(Receipt(room.room_id, user_id, kind, thread, event_id, now, read_pos))
+                found.append(Receipt(room.room_id, user_id, kind, thread, one.id, now, read_pos))
         if found:
             with self._db.write() as tx:
                 self._put(tx, room, found)
@@ -184,6 +187,19 @@ class Receipts(Part):
             if one.id == event_id:
                 return one
         return await self._rooms.event(event_id)
+
+    async def _before_hiding(self, room: Room, sign: str, thread: str) -> Stored | None:
+        """What takes a hidden message off a screen (format.hiding) stands in no room, and yet is the last that a client shows: who
+        has read up to there has read what came before it."""
+        hidden = self._rooms.withheld.get(room.room_id, {})
+        pos = next((was.pos for event_id, was in hidden.items() if format.hiding_id(event_id) == sign), None)
+        if pos is None:
+            return None
+        latest = await self._db.read(store.latest, room.nid, room.version, 0, pos, LOOKED_BACK)
+        for one in reversed(latest):
+            if not thread or await is_in_thread(one.event, thread, lambda other: self._other(room, other)):
+                return one
+        return None
 
     async def _other(self, room: Room, event_id: str) -> Event | None:
         one = await self._event(room, event_id)

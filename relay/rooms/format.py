@@ -70,15 +70,19 @@ def federation_body(event: Event) -> bytes:
 def hiding(event_id: str, sent_ts: int, user_id: str) -> dict[str, Any]:
     """What tells a client of ours that a message is hidden: the redaction of it that nobody has sent. It stands in no room and
     goes to no other server; its sender is this server itself."""
-    made = hashlib.sha256(f"relay.hides {event_id}".encode()).digest()
     return {
         "type": REDACTION,
-        "event_id": "$" + base64.urlsafe_b64encode(made).decode().rstrip("="),
+        "event_id": hiding_id(event_id),
         "sender": f"@{SERVER_ITSELF}:{server_of(user_id)}",
         "origin_server_ts": sent_ts,
         "content": {"redacts": event_id},
         "redacts": event_id,
     }
+
+
+def hiding_id(event_id: str) -> str:
+    made = hashlib.sha256(f"relay.hides {event_id}".encode()).digest()
+    return "$" + base64.urlsafe_b64encode(made).decode().rstrip("=")
 
 
 def withheld_because(event: Event, user_id: str) -> dict[str, Any]:

@@ -95,6 +95,11 @@ async def test_a_message_from_elsewhere_is_hidden_on_every_way_to_read_it(town: 
     told = (await sliding.syncs())["rooms"][room]["timeline"]
     assert {one["redacts"] for one in told} == {said, edited}, "what is on a screen goes from it"
     assert not told_of(await alice.syncs(), room, said), "once"
+    await alice.has_read(room, because["event_id"])
+    assert await alice.notices(lambda: alice.receipts[room].get((alice.id, "m.read")) == edited), (
+        "for apps it is the last event: whoever has read it has read what came before"
+    )
+    assert (await alice.is_refused(alice.has_read(room, f"{said}x"))).status == 400, "others are no events"
 
     assert house.server is not None
     cards = await house.server.moderation.proving.disclosures.taken_back(alice.id, room)
