@@ -2,12 +2,15 @@
 
 For proofs: asking a server for its key would tell it which of its users was reported. An event was verified when it came, by
 a key that was valid then; that key is kept, also when its server later publishes another one under the same name, so that
-nobody can disown what he sent. Not here: what is verified on arrival (keyring.py).
+nobody can disown what he sent. So is the last list that named a key, which we give on as a notary. Not here: what is verified on arrival (keyring.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
 
 from federation.server_keys import ALGORITHM, KnownKey
 from relay.db import Database, Query, Tx
@@ -25,6 +28,12 @@ MAX_FORMER = 16
 _LIFE = "as long as events signed with it may be met"
 
 
+def named_in(answer: Mapping[str, Any]) -> set[str]:
+    """The IDs of all keys in a server's signed list."""
+    lists = (answer.get("verify_keys"), answer.get("old_verify_keys"))
+    return {key_id for one in lists if isinstance(one, dict) for key_id in one if key_id.startswith(ALGORITHM)}
+
+
 class KeptKeys(Part):
     schema = Schema(
         "kept_keys",
@@ -34,11 +43,24 @@ class KeptKeys(Part):
                 "a public key whose server publishes another one under its name",
                 {"server": ("whose key", _LIFE), "key_id": ("its ID", _LIFE), "verify_key": ("the public key", _LIFE)},
             ),
+            Table(
+                "former_key_answers",
+                "the last signed list of a server that named a key which its later lists don't",
+                {
+                    "server": ("whose key", _LIFE),
+                    "key_id": ("its ID", _LIFE),
+                    "answer": ("the list, given on as a notary", _LIFE),
+                },
+            ),
         ),
         steps=(
             """
             CREATE TABLE former_server_keys (server TEXT NOT NULL, key_id TEXT NOT NULL, verify_key BYTES NOT NULL,
                 PRIMARY KEY (server, key_id, verify_key))
+            """,
+            """
+            CREATE TABLE former_key_answers (server TEXT NOT NULL, key_id TEXT NOT NULL, answer BYTES NOT NULL,
+                PRIMARY KEY (server, key_id))
             """,
         ),
     )
@@ -68,7 +90,36 @@ class KeptKeys(Part):
                         bytes(row[0]),
                     )
 
+            self._note_answer(query, server, keys)
+
         tx.call(keep)
+
+    def _note_answer(self, query: Query, server: str, keys: Mapping[str, KnownKey]) -> None:
+        answer = query.value("SELECT answer FROM server_key_answers WHERE server = $1", server)
+        if answer is None:
+            return
+        for key_id in named_in(orjson.loads(bytes(answer))) - keys.keys():
+            known = query.value("SELECT count(*) FROM former_key_answers WHERE server = $1", server)
+            if known < MAX_FORMER:
+                query.run(
+                    "INSERT INTO former_key_answers (server, key_id, answer) VALUES ($1, $2, $3) "
+                    "ON CONFLICT (server, key_id) DO UPDATE SET answer = excluded.answer",
+                    server,
+                    key_id,
+                    bytes(answer),
+                )
+
+    async def former_answers(self, server: str, key_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """What the server once said of keys that it names no longer; the same list only once."""
+
+        def look(query: Query) -> list[bytes]:
+            found = [
+                query.value("SELECT answer FROM former_key_answers WHERE server = $1 AND key_id = $2", server, key_id)
+                for key_id in key_ids
+            ]
+            return list(dict.fromkeys(bytes(answer) for answer in found if answer is not None))
+
+        return [orjson.loads(answer) for answer in await self._db.read(look)]
 
     async def verified_here(self, events: Sequence[Event]) -> list[bool | None]:
         """Whether each event carries all the signatures it needs; None where no key that it names is kept here."""

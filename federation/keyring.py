@@ -18,7 +18,7 @@ import orjson
 import structlog
 
 from federation.joined import Joined
-from federation.kept_keys import KeptKeys
+from federation.kept_keys import KeptKeys, named_in
 from federation.server_keys import ALGORITHM, BadKeys, KnownKey, own_answer, read
 from relay.clock import HOUR, MINUTE, SECOND, Clock
 from relay.db import Database, Query
@@ -203,6 +203,14 @@ class Keyring(Part):
                 await self._refresh(server)
                 kept = await self._kept_answer(server)
         return None if kept is None else kept[0]
+
+    async def answers_of(self, server: str, valid_until: int, key_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """The same, and what it said before of those of these keys that it names no longer."""
+        answer = await self.answer_of(server, valid_until)
+        named = set() if answer is None else named_in(answer)
+        missing = [key_id for key_id in key_ids if key_id not in named]
+        former = await self._kept.former_answers(server, missing) if missing and self._kept is not None else []
+        return [*([] if answer is None else [answer]), *former]
 
     def close(self) -> None:
         if self._threads is not None:

@@ -6,7 +6,7 @@ Unsigned requests, so everything is bounded. Spec: server-server-api/#publishing
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from federation.keyring import Keyring
@@ -19,6 +19,7 @@ from relay.protocol.signing import SigningKey, sign_json
 from relay.web import Request, Route, get_object
 
 MAX_SERVERS_ASKED = 20
+MAX_KEYS_ASKED = 20
 
 
 class Notary(Part):
@@ -55,30 +56,31 @@ class Notary(Part):
         if not is_server_name(server):
             raise InvalidParam("That is not a server name.")
         until = request.query_int("minimum_valid_until_ts", self._clock.now())
-        return {"server_keys": await self._answers(request, {server: until})}
+        return {"server_keys": await self._answers(request, {server: (until, ())})}
 
     async def _several(self, request: Request) -> dict[str, Any]:
         asked = get_object(request.json(), "server_keys")
         if len(asked) > MAX_SERVERS_ASKED:
             raise TooLarge(f"Ask for at most {MAX_SERVERS_ASKED} servers at once.")
         now = self._clock.now()
-        wanted: dict[str, int] = {}
+        wanted: dict[str, tuple[int, Sequence[str]]] = {}
         for server, keys in asked.items():
             if not is_server_name(server) or not isinstance(keys, dict):
                 raise BadJson("server_keys is an object of server names and the keys wanted of each.")
             times = [criteria.get("minimum_valid_until_ts") for criteria in keys.values() if isinstance(criteria, dict)]
-            wanted[server] = max((time for time in times if type(time) is int), default=now)
+            until = max((time for time in times if type(time) is int), default=now)
+            wanted[server] = until, list(keys)[:MAX_KEYS_ASKED]
         return {"server_keys": await self._answers(request, wanted)}
 
-    async def _answers(self, request: Request, wanted: dict[str, int]) -> list[dict[str, Any]]:
+    async def _answers(self, request: Request, wanted: Mapping[str, tuple[int, Sequence[str]]]) -> list[dict[str, Any]]:
         for server in wanted:
             if self._meets is not None and not await self._keyring.knows(server):
                 self._meets(request.address)
-        found = await asyncio.gather(*(self._answer(server, until) for server, until in wanted.items()))
-        return [answer for answer in found if answer is not None]
+        found = await asyncio.gather(*(self._of(server, *asked) for server, asked in wanted.items()))
+        return [answer for answers in found for answer in answers]
 
-    async def _answer(self, server: str, until: int) -> dict[str, Any] | None:
+    async def _of(self, server: str, until: int, key_ids: Sequence[str]) -> list[dict[str, Any]]:
         if server == self._server_name:
-            return self._keyring.own_answer()
-        answer = await self._keyring.answer_of(server, until)
-        return None if answer is None else sign_json(answer, self._server_name, self._key)
+            return [self._keyring.own_answer()]
+        answers = await self._keyring.answers_of(server, until, key_ids)
+        return [sign_json(answer, self._server_name, self._key) for answer in answers]

@@ -28,6 +28,7 @@ from federation.backoff import Backoff
 from federation.client import Client
 from federation.connections import Connections
 from federation.discovery import Discovery
+from federation.kept_keys import KeptKeys
 from federation.keyring import Keyring
 from federation.notary import Notary
 from federation.outbox import Outbox
@@ -298,7 +299,7 @@ class Neighbour:
         self.db = Database(self.folder / "relay.db", self.bell)
         self.departures = Departures(self.name)
         assert Departures.schema is not None and Keyring.schema is not None and Outbox.schema is not None
-        schemas = (Departures.schema, Keyring.schema, Outbox.schema, Ledger.schema)
+        schemas = (Departures.schema, Keyring.schema, KeptKeys.schema, Outbox.schema, Ledger.schema)
         await self.db.open(schemas, self.name)
         doors = OpenDoors()
         self.outward = Outward(self._names, self.rule, tls_context(self._authority.file))

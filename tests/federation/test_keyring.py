@@ -10,6 +10,7 @@ import orjson
 import pytest
 from yarl import URL
 
+from federation.kept_keys import KeptKeys
 from federation.server_keys import BadKeys, OldKey, own_answer, read
 from relay.clock import DAY, HOUR, MINUTE, SECOND
 from relay.protocol import event as events
@@ -240,6 +241,41 @@ async def test_the_notary_speaks_for_servers_that_are_gone(tmp_path: Path) -> No
         )
         assert answer.status == 413, "a notary does not ask half the world for one stranger"
         answer.release()
+
+
+async def test_the_notary_remembers_what_a_server_said_of_a_key_that_it_names_no_longer(tmp_path: Path) -> None:
+    async with two_servers(tmp_path) as (one, two):
+        one.keyring._kept = KeptKeys(one.name, one.key, one.db)
+        gone, first, second = "gone.test:1", SigningKey.generate("first"), SigningKey.generate("second")
+        said = first
+
+        async def says(server: str) -> dict[str, Any]:
+            return own_answer(server, said, [], one.clock.now())
+
+        one.keyring._fetch_keys = says
+
+        async def asked_for(*key_ids: str) -> list[dict[str, Any]]:
+            answer = await two.outward.request(
+                "POST",
+                URL(f"https://one.test:{one.listening.port}/_matrix/key/v2/query"),
+                body=orjson.dumps({"server_keys": {gone: {key_id: {} for key_id in key_ids}}}),
+                timeout=5.0,
+            )
+            given: list[dict[str, Any]] = orjson.loads(await answer.read())["server_keys"]
+            answer.release()
+            return given
+
+        assert [set(one["verify_keys"]) for one in await asked_for(first.key_id)] == [{first.key_id}]
+        said = second
+        one.clock.forward(3 * DAY)
+        given = await asked_for(first.key_id, second.key_id)
+        assert [set(one["verify_keys"]) for one in given] == [{second.key_id}, {first.key_id}], "both are given on"
+        for answer in given:
+            assert set(answer["signatures"]) == {gone, one.name}, "each as the server signed it, and signed by us"
+            assert read(gone, answer, one.clock.now())
+        assert [set(one["verify_keys"]) for one in await asked_for()] == [{second.key_id}], (
+            "who asks for none gets what holds"
+        )
 
 
 async def test_a_notary_is_believed_only_under_its_own_signature(tmp_path: Path) -> None:
