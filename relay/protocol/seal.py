@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from relay.errors import Refused
-from relay.protocol import readable, shapes
+from relay.protocol import readable, shapes, verifying
 from relay.protocol.redaction import redact_content
 from relay.protocol.shapes import Misfit, Record, Shape, is_base64, is_identifier, listing, mapping, one_of
 from relay.protocol.versions import VERSIONS
@@ -45,6 +45,7 @@ ROUTING = "routing state"
 PROFILE = "room profile"
 CIPHERTEXT = "ciphertext"
 REDACTION = "redaction"
+VERIFYING = "verifying keys"
 REDACTED = "redacted form"
 ALLOWED = "allowed by privacy.allow"
 OPEN = "the seal is open"
@@ -202,6 +203,7 @@ ROOM_EVENTS: dict[str, Row] = {
     ),
     "m.room.redaction": Row(REDACTION, Record(redacts=_EVENT), None),
 }
+_VERIFYING = {type: Row(VERIFYING, content, None) for type, content in verifying.IN_ROOMS.items()}
 # What `privacy.allow` can name.
 OPTIONAL_EVENTS: dict[str, Row] = {
     "m.reaction": Row(
@@ -222,7 +224,6 @@ def _ciphertext(value: Any) -> Any:
     return _B64(value) if isinstance(value, str) else _OLM(value)
 
 
-_TRANSACTION: dict[str, Shape] = {"transaction_id": _WORD}
 _KEY_REQUEST = Record(algorithm=_WORD, room_id=_ROOM, sender_key=_B64, session_id=_WORD)
 _WITHHELD = Record(algorithm=_WORD, room_id=_ROOM, session_id=_WORD, sender_key=_B64, code=_WORD, from_device=_WORD)
 TO_DEVICE: dict[str, Record] = {
@@ -245,35 +246,10 @@ TO_DEVICE: dict[str, Record] = {
     "m.room_key.withheld": _WITHHELD,
     "org.matrix.room_key.withheld": _WITHHELD,
     "m.dummy": Record(),
-    "m.key.verification.request": Record(**_TRANSACTION, from_device=_WORD, methods=listing(_WORD), timestamp=_INT),
-    "m.key.verification.ready": Record(**_TRANSACTION, from_device=_WORD, methods=listing(_WORD)),
-    "m.key.verification.start": Record(
-        **_TRANSACTION,
-        from_device=_WORD,
-        method=_WORD,
-        next_method=_WORD,
-        secret=_B64,
-        key_agreement_protocols=listing(_WORD),
-        hashes=listing(_WORD),
-        message_authentication_codes=listing(_WORD),
-        short_authentication_string=listing(_WORD),
-    ),
-    "m.key.verification.accept": Record(
-        **_TRANSACTION,
-        method=_WORD,
-        key_agreement_protocol=_WORD,
-        hash=_WORD,
-        message_authentication_code=_WORD,
-        short_authentication_string=listing(_WORD),
-        commitment=_B64,
-    ),
-    "m.key.verification.key": Record(**_TRANSACTION, key=_B64),
-    "m.key.verification.mac": Record(**_TRANSACTION, mac=mapping(_WORD, _B64), keys=_B64),
-    "m.key.verification.cancel": Record(**_TRANSACTION, code=_WORD),
-    "m.key.verification.done": Record(**_TRANSACTION),
+    **verifying.BETWEEN_DEVICES,
 }
 # Clients insist on a `reason` here: they get the code once more, never the text.
-_REASON_IS_CODE = frozenset({"m.key.verification.cancel", "m.room_key.withheld", "org.matrix.room_key.withheld"})
+_REASON_IS_CODE = frozenset({verifying.CANCEL, "m.room_key.withheld", "org.matrix.room_key.withheld"})
 _SECRETS = frozenset({"m.room_key", "m.forwarded_room_key", "m.secret.send", "m.room_key_bundle"})
 
 # The first and the last supported version differ most in what a redaction keeps.
@@ -313,6 +289,10 @@ class Seal:
         rows = {type: row for type, row in ROOM_EVENTS.items() if level != "strict" or row.rule != PROFILE}
         self._rows = rows | {type: OPTIONAL_EVENTS[type] for type in allowed}
 
+    def _row(self, type: str, content: object) -> Row | None:
+        row = self._rows.get(type)
+        return row if row is not None or not verifying.is_about(type, content) else _VERIFYING[type]
+
     def clear_in(self, room_id: str, type: str, is_state: bool) -> bool:
         """Whether `privacy.clear_rooms` lets it stand there as it is: messages, and the settings of Draupnir's protections."""
         return room_id in self.clear_rooms and (not is_state or type == "org.matrix.mjolnir.setting")
@@ -330,11 +310,13 @@ class Seal:
             return content
         if type == ENCRYPTED:
             return self._encrypted(state_key, content)
-        row = self._rows.get(type)
+        row = self._row(type, content)
         if row is None or (state_key is None) != (row.state_key is None):
             raise Refused(self._why(type, state_key))
         if type == "m.room.tombstone":
             content = {**content, "body": shapes.REPLACED}
+        elif row.rule == VERIFYING:
+            content = verifying.in_fixed_words(type, content)
         try:
             if row.state_key is not None:
                 _fit(row.state_key, state_key, "its state key")
@@ -433,7 +415,7 @@ class Seal:
             return Incoming("keep", OPEN)
         if type == ENCRYPTED and (is_ciphertext(content) or not content):
             return Incoming("keep", CIPHERTEXT if content else REDACTED)
-        row = self._rows.get(type)
+        row = self._row(type, content)
         if row is not None and row.state_key is not None and event.is_state:
             return Incoming("keep", row.rule)
         if row is not None and row.state_key is None and not event.is_state and self._exactly(row, content):
@@ -448,7 +430,7 @@ class Seal:
         """The rule under which such an event may lie on disk. None is a finding of `relay audit`."""
         if not isinstance(content, dict):
             return None
-        row = self._rows.get(type)
+        row = self._row(type, content)
         if not content:
             return REDACTED if row is None else row.rule
         if type == ENCRYPTED and is_ciphertext(content):
@@ -475,7 +457,7 @@ class Seal:
                 }
             ).fitting(content)
         else:
-            row = self._rows.get(type)
+            row = self._row(type, content)
             picked = row.content.fitting(content) if row is not None else {}
         return shapes.left_out(content, picked)
 

@@ -185,3 +185,21 @@ async def test_state_changes_from_both_sides_at_once_resolve_alike(town: Town) -
     assert names[0] == names[1], "both sides call the room the same"
     topics = [await person.reads(room, "m.room.topic") for person in (alice, bob)]
     assert topics == [{"topic": "Alice's"}, {"topic": "Alice's"}], "what only one side changed holds on both"
+
+
+async def test_a_request_to_verify_crosses_without_words(town: Town) -> None:
+    alice, bob = await town.users("alice@one", "bob@two")
+    room = await alice.creates_room(with_=bob)
+    request = {"msgtype": "m.key.verification.request", "from_device": "A", "methods": ["m.sas.v1"], "to": bob.id}
+    asked = await alice.sends(room, {**request, "body": "Bob, is it you?"}, type="m.room.message")
+    seen = await bob.sees(asked)
+    assert seen is not None and {**seen["content"], "body": ""} == {**request, "body": ""}, "he is asked"
+    assert seen["content"]["body"] and "Bob" not in seen["content"]["body"], "in fixed words"
+    answer = {
+        "from_device": "B",
+        "methods": ["m.sas.v1"],
+        "m.relates_to": {"rel_type": "m.reference", "event_id": asked},
+    }
+    ready = await bob.sends(room, answer, type="m.key.verification.ready")
+    came = await alice.sees(ready)
+    assert came is not None and came["content"] == answer, "and answers"
