@@ -9,7 +9,7 @@ Spec: client-server-api/#push-notifications, push-gateway-api.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -28,7 +28,7 @@ from relay.remote import Posts
 from relay.rooms import format
 from relay.rooms.room import Room
 from relay.rooms.rooms import Rooms
-from relay.rooms.store import Stored
+from relay.rooms.store import Key, Stored
 from relay.tables import Schema, Table
 
 log = structlog.get_logger("push")
@@ -339,7 +339,7 @@ class Gateway(Part):
         badge = await self._badges.of(user_id)
         loud = stored.event.type == "m.room.encrypted" or tweaked.get("highlight") or tweaked.get("sound")
         if not pusher.event_id_only:
-            notification |= await _told(room, stored, user_id)
+            notification |= await _told(self._db, room, stored, user_id)
         taken = await self._send(
             pusher, {**notification, "prio": "high" if loud else "low"}, tweaked, badge if pusher.wants_badge else None
         )
@@ -411,22 +411,41 @@ async def _levels(room: Room, one: Stored) -> Any:
     return await room.levels() if "m.mentions" in one.event.content else None
 
 
-async def _told(room: Room, stored: Stored, user_id: str) -> dict[str, Any]:
+async def _told(db: Database, room: Room, stored: Stored, user_id: str) -> dict[str, Any]:
     """What a gateway learns where the app wants more than the ID: as the standard lists it, without ciphertext."""
     event = stored.event
     told: dict[str, Any] = {"type": event.type, "sender": event.sender}
-    member = await room.event("m.room.member", event.sender)
-    named = {
-        "sender_display_name": member.content.get("displayname") if member is not None else None,
-        "room_name": await room.text("m.room.name", "name"),
-        "room_alias": await room.text("m.room.canonical_alias", "alias"),
+    wanted: dict[Key, tuple[str, str]] = {
+        ("m.room.member", event.sender): ("sender_display_name", "displayname"),
+        ("m.room.name", ""): ("room_name", "name"),
+        ("m.room.canonical_alias", ""): ("room_alias", "alias"),
     }
+    contents = await _contents(db, room, wanted, user_id)
+    named = {name: contents[key].get(part) for key, (name, part) in wanted.items() if key in contents}
     told.update({key: value for key, value in named.items() if isinstance(value, str)})
     if event.type == "m.room.member":
         told["user_is_target"] = event.state_key == user_id
     if event.type != "m.room.encrypted":
         told["content"] = format.content(stored)
     return told
+
+
+async def _contents(db: Database, room: Room, keys: Iterable[Key], user_id: str) -> dict[Key, Mapping[str, Any]]:
+    """Some of a room's state: as we have it, else as her invite tells it."""
+    if room.known:
+        return {key: event.content for key, event in (await room.state_events(keys)).items()}
+    raw = await db.read(
+        lambda query: query.value(
+            "SELECT stripped FROM memberships WHERE room_nid = $1 AND user_id = $2", room.nid, user_id
+        )
+    )
+    told = [one for one in (orjson.loads(bytes(raw)) if raw else ()) if isinstance(one, dict)]
+    return {
+        key: one["content"]
+        for key in keys
+        for one in told
+        if (one.get("type"), one.get("state_key")) == key and isinstance(one.get("content"), dict)
+    }
 
 
 def _rejected(said: bytes) -> list[str]:

@@ -180,6 +180,7 @@ async def test_an_invitation_wakes_and_says_who_where_the_app_wants_that(town: T
     told = gateway.heard[0]
     assert (told["type"], told["sender"], told["user_is_target"]) == ("m.room.member", alice.id, True)
     assert told["counts"] == {"unread": 1} and told["content"]["membership"] == "invite"
+    assert told["room_name"] == "The club", "and where to, as the invitation says it"
     await bob.joins(room, alice.server)
     sent = await alice.sends(room)
     assert await until(lambda: sent in gateway.events()), "and then her messages do"
