@@ -21,6 +21,8 @@ from tests.town import PASSWORD, Apart, Town, free_port
 RELAYS = ("one", "two", "three")
 SYNAPSE = "synapse"
 MAX_SKEW = HOUR
+# One way; a question and its answer take twice as long, a new connection several times.
+MAX_DELAY_S = 0.15
 
 # Whoever was away is tried again soon: the story has no patience for hours.
 SETTINGS = "federation: {extra_ca_file: ca.crt, outbox_backoff_min: 500ms, outbox_backoff_max: 3s, request_timeout: 5s}"
@@ -66,7 +68,9 @@ class Country:
             assert behind is not None
             # Synapse knows no wires: what is known of the others leads it to its own.
             port = known[target] if source == SYNAPSE else free_port()
-            wire = self.wires[source, target] = Wire(port, behind.federation_port)
+            wire = self.wires[source, target] = Wire(
+                port, behind.federation_port, self.chance.uniform(0.0, MAX_DELAY_S)
+            )
             await wire.opens()
             if source in self.relays:
                 self.relays[source].ways[known[target]] = port

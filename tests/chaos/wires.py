@@ -1,4 +1,4 @@
-"""A wire from one server to another: a port that passes on every byte, until it is cut, stands still, or breaks."""
+"""A wire from one server to another: a port that passes on every byte after a while, until it is cut, stands still, or breaks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from contextlib import suppress
 
 
 class Wire:
-    def __init__(self, port: int, target_port: int) -> None:
+    def __init__(self, port: int, target_port: int, delay_s: float) -> None:
         self.port = port
+        self._delay_s = delay_s
         self._target_port = target_port
         self._cut = False
         self._flows = asyncio.Event()
@@ -71,6 +72,7 @@ class Wire:
 
     async def _passes(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while piece := await reader.read(65536):
+            await asyncio.sleep(self._delay_s)
             await self._flows.wait()
             writer.write(piece)
             await writer.drain()
