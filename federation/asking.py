@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from relay.db import Query
+from relay.db import Database, Query
 from relay.errors import Forbidden, NotFound
 from relay.ids import server_of
 from relay.protocol import event as events
@@ -128,6 +128,16 @@ def shown(query: Query, room: Room, users: Sequence[str], given: Sequence[Stored
     """Events of a room as a server with these users gets them. In a reader's thread."""
     seen = _seen(query, room, users, given) - _no_more_read(query, room, users, given)
     return [raw(one) if one.id in seen else events.redacted(one.event).raw for one in given]
+
+
+async def as_seen_by(db: Database, rooms: Rooms, server: str, event_ids: Sequence[str]) -> list[tuple[Stored, bytes]]:
+    """Events, and what a server gets of each that has come to the room since."""
+    found = []
+    for one in [await rooms.event(event_id) for event_id in event_ids]:
+        room = await rooms.get(one.event.room_id) if one is not None else None
+        if one is not None and room is not None and server in room.servers:
+            found.append((one, (await db.read(shown, room, users_of(room, server), [one]))[0]))
+    return found
 
 
 def _no_more_read(query: Query, room: Room, users: Sequence[str], given: Sequence[Stored]) -> set[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from federation.backoff import Backoff
@@ -61,6 +61,8 @@ class Outbox(Part):
         # What happened before this process began may be handed over again after a crash.
         self._begun = (0, 0)
         self._there_since: dict[tuple[str, str], int] = {}
+        # What a newcomer may see of events; set by the server.
+        self.as_seen_by: Callable[[str, Sequence[str]], Awaitable[Sequence[tuple[Logged, bytes]]]]
         self._newcomers: deque[tuple[str, Sequence[str]]] = deque()
         departures.deliver_passing_to(self.passing)
 
@@ -164,13 +166,12 @@ class Outbox(Part):
                 self._drivers.wake(lane)
 
     async def _bring_up(self, server: str, lacking: Sequence[str]) -> None:
-        for event_id in lacking:
-            one = await self._rooms.event(event_id)
-            if one is None or one.pos is None or not leaves_here(one):
-                continue
-            if is_server_name(server) and self._departures.allows(server):
+        if not is_server_name(server) or not self._departures.allows(server):
+            return
+        for one, raw in await self.as_seen_by(server, lacking):
+            if one.pos is not None and leaves_here(one):
                 lane = self.positions.lane(server)
-                lane.add_beside(Waiting(one.pos, one.event.id, one.event.raw))
+                lane.add_beside(Waiting(one.pos, one.event.id, raw))
                 self._drivers.wake(lane)
 
     async def _came_later(self, server: str, room_id: str, pos: int) -> bool:

@@ -17,7 +17,7 @@ import structlog
 
 from federation.addresses import AddressRule, SystemLookups
 from federation.answers import Answers
-from federation.asking import Asking
+from federation.asking import Asking, as_seen_by
 from federation.backoff import Backoff
 from federation.chains import Chains
 from federation.client import Client
@@ -370,7 +370,7 @@ class Server:
 
         # Other servers, as far as they ask us.
         outbox = Outbox(name, db, bell, clock, rooms, departures, connections, backoff)
-        receiver.on_newcomer = outbox.newcomer
+        receiver.on_newcomer, outbox.as_seen_by = outbox.newcomer, partial(as_seen_by, db, rooms)
         partial_joins.on_completed += [outbox.came_to_light, device_lists.came_to_light]
         partial_joins.on_gone.append(device_lists.came_to_light)
         departures.deliver_passing_to(outbox.passing)

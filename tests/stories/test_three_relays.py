@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from federation.client import Client, JoinAnswer
+from relay.protocol.event import Event
 from tests.people import Refused, until
 from tests.town import Town
 
@@ -46,13 +47,23 @@ async def test_what_is_said_while_somebody_joins_reaches_her(town: Town, monkeyp
     send_join = Client.send_join
     between: list[str] = []
 
-    async def slow(*ask: Any, **how: Any) -> JoinAnswer:
-        between.append(await alice.sends(room))
-        return await send_join(*ask, **how)
+    async def slow(client: Client, server: str, event: Event, **how: Any) -> JoinAnswer:
+        between.append(await alice.sends(event.room_id))
+        return await send_join(client, server, event, **how)
 
     monkeypatch.setattr(Client, "send_join", slow)
     await dave.joins(room, alice.server)
     assert await dave.sees(between[0]), "after the template was made, and before the join came"
+
+    visibility = {"type": "m.room.history_visibility", "state_key": "", "content": {"history_visibility": "joined"}}
+    closed = await alice.creates_room(preset="public_chat", initial_state=[visibility])
+    await dave.joins(closed, alice.server)
+    four = town.houses["four"].server
+    assert four is not None and await until(lambda: four.rooms.event(between[1]))
+    unseen = await four.rooms.event(between[1])
+    assert unseen is not None and unseen.event.content == {}, (
+        "what only those who were there may read comes without a word"
+    )
 
 
 async def test_two_that_can_not_reach_each_other_meet_over_the_third(town: Town) -> None:
