@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from federation.server_keys import ALGORITHM, KnownKey
+from federation.server_keys import ALGORITHM, MAX_KEY_ID, KnownKey
 from relay.db import Database, Query, Tx
 from relay.errors import BadJson
 from relay.part import Part
@@ -24,14 +24,16 @@ from relay.tables import Schema, Table
 MAX_SIGNATURES_PER_SERVER = 8
 # A server that changes its key under the same name over and over fills nobody's disk.
 MAX_FORMER = 16
-
+# Of a list that is kept; with a dozen keys and signatures one has two thousand.
+MAX_FORMER_BYTES = 8 * 1024
 _LIFE = "as long as events signed with it may be met"
 
 
 def named_in(answer: Mapping[str, Any]) -> set[str]:
     """The IDs of all keys in a server's signed list."""
     lists = (answer.get("verify_keys"), answer.get("old_verify_keys"))
-    return {key_id for one in lists if isinstance(one, dict) for key_id in one if key_id.startswith(ALGORITHM)}
+    named = {key_id for one in lists if isinstance(one, dict) for key_id in one}
+    return {key_id for key_id in named if key_id.startswith(ALGORITHM) and len(key_id) <= MAX_KEY_ID}
 
 
 class KeptKeys(Part):
@@ -96,7 +98,7 @@ class KeptKeys(Part):
 
     def _note_answer(self, query: Query, server: str, keys: Mapping[str, KnownKey]) -> None:
         answer = query.value("SELECT answer FROM server_key_answers WHERE server = $1", server)
-        if answer is None:
+        if answer is None or len(bytes(answer)) > MAX_FORMER_BYTES:
             return
         for key_id in named_in(orjson.loads(bytes(answer))) - keys.keys():
             known = query.value("SELECT count(*) FROM former_key_answers WHERE server = $1", server)

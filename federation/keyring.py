@@ -305,10 +305,21 @@ class Keyring(Part):
                 told = await self._from_notaries(server)
                 if told is None:
                     return
-                answer, keys = told
+                answer, keys = await self._beside_ours(server, *told)
             else:
                 self._failures.pop(server, None)
         await self._keep(server, keys, answer)
+
+    async def _beside_ours(
+        self, server: str, answer: dict[str, Any], keys: dict[str, KnownKey]
+    ) -> tuple[dict[str, Any], dict[str, KnownKey]]:
+        """What a notary gave. Where ours is the later list, its word on each key stands: one that was put away does not come back."""
+        ours = await self._kept_answer(server)
+        if ours is None or ours[0]["valid_until_ts"] <= answer["valid_until_ts"]:
+            return answer, keys
+        await self._load([server])
+        known = self._of(server).keys
+        return ours[0], {key_id: key for key_id, key in keys.items() if key_id not in known}
 
     async def _from_notaries(self, server: str) -> tuple[dict[str, Any], dict[str, KnownKey]] | None:
         """The server's own signed list as the first notary has it that has one. Spec: #querying-keys-through-another-server"""
@@ -318,11 +329,15 @@ class Keyring(Part):
             try:
                 async with asyncio.timeout(self._timeout):
                     given = (await self._ask_notary(notary, server)).get("server_keys")
+                    told = []
                     for answer in given[:MAX_NOTARY_ANSWERS] if isinstance(given, list) else ():
                         if not isinstance(answer, dict) or answer.get("server_name") != server:
                             continue
                         if await self.verified_json(notary, answer):
-                            return answer, read(server, answer, self._clock.now())
+                            told.append((answer, read(server, answer, self._clock.now())))
+                    if told:
+                        # It may give on former lists as well: in those a key is in use that was put away since.
+                        return max(told, key=lambda one: one[0]["valid_until_ts"])
             except (RemoteError, ApiError, BadKeys, TimeoutError) as error:
                 log.info("a notary gave no keys", server=notary, exc=error)
         return None

@@ -24,6 +24,8 @@ PASSWORD_ONLY = ((PASSWORD,),)
 
 MAX_BEGUN = 5_000
 LIFETIME_MS = 15 * MINUTE
+# Of one begun: every second for as long as it lives.
+MAX_ASKED = 900
 SESSION_LENGTH = 24
 
 Flows = Sequence[Sequence[str]]
@@ -53,6 +55,8 @@ class _Begun:
     registration_token: str | None = None
     # Why the last try failed, for whoever asks again without another: Element shows only what the latest answer says.
     failure: Forbidden | None = None
+    # How often somebody only asked what is left.
+    asked: int = 0
 
 
 class AuthenticationNeeded(Unauthorized):
@@ -127,7 +131,10 @@ class Reauth:
         if not isinstance(auth, dict) or "type" in auth or not isinstance(session := auth.get("session"), str):
             return False
         begun = self._find(request, None, body, session)
-        return begun is not None and (not body or body == begun.body)
+        if begun is None or (body and body != begun.body):
+            return False
+        begun.asked += 1
+        return begun.asked <= MAX_ASKED
 
     def _find(self, request: Request, user_id: str | None, body: dict[str, Any], session: str | None) -> _Begun | None:
         begun = self._begun.get(session) if session is not None else None

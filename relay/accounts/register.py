@@ -23,6 +23,9 @@ from relay.limits import Limits
 from relay.part import Part
 from relay.web import Answer, Request, Route, get_bool, get_optional_string, get_string
 
+# What was asked for waits in memory while a person looks for her token.
+MAX_REQUEST_BYTES = 16 * 1024
+
 FLOWS: dict[str, Flows] = {"token": ((REGISTRATION_TOKEN,),), "open_to_everyone": ((DUMMY,),)}
 
 
@@ -58,7 +61,7 @@ class Register(Part):
 
     def routes(self) -> Iterable[Route]:
         register = "/_matrix/client/v3/register"
-        yield Route("POST", register, self._register_route, auth="none", for_services=True)
+        yield Route("POST", register, self._register_route, auth="none", for_services=True, max_body=MAX_REQUEST_BYTES)
         yield Route("GET", f"{register}/available", self._available_route, auth="none", limit="registration")
 
     def _require_open(self) -> Flows:

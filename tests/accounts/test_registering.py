@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from relay.accounts import reauth
+from relay.accounts.register import MAX_REQUEST_BYTES
 from relay.errors import ApiError
 from tests.accounts.front_door import PASSWORD, SERVER, House, Reply
 
@@ -146,6 +148,18 @@ async def test_who_looks_for_her_token_may_ask_what_is_left_for_as_long_as_she_l
             assert (await visitor.says("POST", "/register", attempt)).status == 429, (
                 "names and tokens are not tried out"
             )
+
+
+async def test_asking_what_is_left_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reauth, "MAX_ASKED", 3)
+    async with House(tmp_path, "token", limited=True).opened() as house:
+        visitor = house.visitor()
+        session = (await visitor.says("POST", "/register", {})).body["session"]
+        asking = {"auth": {"session": session}}
+        answers = [(await visitor.says("POST", "/register", asking)).status for _ in range(15)]
+        assert set(answers[:3]) == {401} and answers[-1] == 429, "then each counts as an attempt"
+        large = await visitor.says("POST", "/register", {"username": "g" * MAX_REQUEST_BYTES})
+        assert large.status == 413, "what waits in memory is small"
 
 
 async def test_one_use_of_a_token_makes_one_account_however_many_try_at_once(tmp_path: Path) -> None:

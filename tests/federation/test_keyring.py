@@ -309,3 +309,12 @@ async def test_a_notary_is_believed_only_under_its_own_signature(tmp_path: Path)
         told[:] = [sign_json(made, two.name, two.key)]
         one.clock.forward(HOUR)
         assert await one.keyring.current_key(gone, key.key_id) == key.verify_key
+
+        after, put_away = SigningKey.generate("ed25519:after"), one.clock.now()
+        later = own_answer(gone, after, [OldKey(key.key_id, key.verify_key_base64, put_away)], put_away + 4 * DAY)
+        former, latest = told[0], sign_json(later, two.name, two.key)
+        for lists in ([former, latest], [former]):
+            told[:] = lists
+            one.clock.forward(2 * HOUR)
+            assert await one.keyring.current_key(gone, after.key_id) == after.verify_key
+            assert await one.keyring.current_key(gone, key.key_id) is None, "an older list does not bring a key back"
