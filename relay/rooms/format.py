@@ -182,8 +182,10 @@ def _extras(
 _CHILDREN = (
     f"SELECT {store.COLUMNS} FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 AND r.rel_type = $2 "
     # Somebody in another room may name this event too.
-    f"AND r.room_nid = $3 AND e.redacted_by IS NULL AND (e.marks & {store.UNCOUNTED}) = 0 "
+    f"AND r.room_nid = $3 AND e.redacted_by IS NULL AND (e.marks & {store.UNCOUNTED}) = 0 AND e.pos <= $4 "
 )
+# A position behind all others.
+_ALWAYS = 2**62
 MAX_REFERENCES = 50
 MAX_EDITS_COMPARED = 100
 
@@ -203,14 +205,18 @@ def bundles(
         )
     }
     found: dict[str, Any] = {}
+    if not kinds:
+        return found
+    until = _until(query, room, user_id)
     if "m.replace" in kinds and one.event.state_key is None:
         # Spec: client-server-api/#validity-of-replacement-events: same sender, same type, not itself a replacement.
         rows = query.all(
-            _CHILDREN + "AND e.sender = $4 AND e.type = $5 AND e.state_key IS NULL ORDER BY e.depth DESC, e.pos DESC "
+            _CHILDREN + "AND e.sender = $5 AND e.type = $6 AND e.state_key IS NULL ORDER BY e.depth DESC, e.pos DESC "
             f"LIMIT {MAX_EDITS_COMPARED}",
             one.id,
             "m.replace",
             room,
+            until,
             one.event.sender,
             one.event.type,
         )
@@ -219,13 +225,13 @@ def bundles(
             edit = max(edits, key=lambda e: (e.event.origin_server_ts, e.id))
             found["m.replace"] = finished(body(edit.event, edit.event.room_id), None, {})
     if "m.thread" in kinds and not in_thread:
-        rows = query.all(_CHILDREN + "ORDER BY e.depth DESC, e.pos DESC LIMIT 1", one.id, "m.thread", room)
+        rows = query.all(_CHILDREN + "ORDER BY e.depth DESC, e.pos DESC LIMIT 1", one.id, "m.thread", room, until)
         if rows:
             latest = store.stored(rows[0], version)
             count = "SELECT count(*) FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 AND r.rel_type = 'm.thread' "
-            count += f"AND r.room_nid = $2 AND e.redacted_by IS NULL AND (e.marks & {store.UNCOUNTED}) = 0"
+            count += f"AND r.room_nid = $2 AND e.redacted_by IS NULL AND (e.marks & {store.UNCOUNTED}) = 0 AND e.pos <= $3"
             taking_part = one.event.sender == user_id or bool(
-                query.value(count + " AND e.sender = $3", one.id, room, user_id)
+                query.value(count + " AND e.sender = $4", one.id, room, until, user_id)
             )
             # Whoever may read an erased person finds it in the thread itself.
             bare = bool(erased(query, (latest.event.sender,)))
@@ -235,11 +241,23 @@ def bundles(
                 "latest_event": finished(
                     body(shown, shown.room_id), None, {"m.relations": of_latest} if of_latest else {}
                 ),
-                "count": query.value(count, one.id, room),
+                "count": query.value(count, one.id, room, until),
                 "current_user_participated": taking_part,
             }
     if "m.reference" in kinds:
-        rows = query.all(_CHILDREN + f"ORDER BY e.depth, e.pos LIMIT {MAX_REFERENCES}", one.id, "m.reference", room)
+        rows = query.all(_CHILDREN + f"ORDER BY e.depth, e.pos LIMIT {MAX_REFERENCES}", one.id, "m.reference", room, until)
         if rows:
             found["m.reference"] = {"chunk": [{"event_id": row[1]} for row in rows]}
     return found
+
+
+def _until(query: Query, room_nid: int, user_id: str) -> int:
+    """Up to where answers are told: whoever left hears of none that came since, also where she may read what they answer."""
+    if query.value("SELECT membership FROM memberships WHERE room_nid = $1 AND user_id = $2", room_nid, user_id) == "join":
+        return _ALWAYS
+    left = query.value(
+        "SELECT max(pos) FROM membership_log WHERE room_nid = $1 AND user_id = $2 AND before = 'join'",
+        room_nid,
+        user_id,
+    )
+    return _ALWAYS if left is None else int(left)

@@ -77,6 +77,24 @@ async def test_threads_are_listed_by_their_latest_answer(ground: Ground) -> None
     assert (await bob.asks("GET", f"{V1}/rooms/{room}/threads", include="some"))[0] == 400
 
 
+async def test_who_left_is_not_told_what_was_answered_since(ground: Ground) -> None:
+    alice, bob = ground.people("alice", "bob")
+    room = await alice.creates(preset="public_chat")
+    await bob.joins(room)
+    root = await alice.says(room, "root")
+    known = await alice.says(room, "while he was there", rel_type="m.thread", event_id=root)
+    path = f"{V3}/rooms/{room}/event/{root}"
+    await bob.leaves(room)
+    for rel_type in ("m.thread", "m.replace", "m.reference"):
+        await alice.says(room, "since", rel_type=rel_type, event_id=root)
+    thread = (await bob.gets(path))["unsigned"]["m.relations"]
+    assert thread.keys() == {"m.thread"} and thread["m.thread"]["latest_event"]["event_id"] == known
+    assert thread["m.thread"]["count"] == 1
+    assert (await alice.gets(path))["unsigned"]["m.relations"].keys() == {"m.thread", "m.replace", "m.reference"}
+    await bob.joins(room)
+    assert (await bob.gets(path))["unsigned"]["m.relations"]["m.thread"]["count"] == 2, "until he comes again"
+
+
 async def test_nobody_speaks_into_another_rooms_thread(ground: Ground) -> None:
     alice, eve = ground.people("alice", "eve")
     room, hers = await alice.creates(), await eve.creates()
