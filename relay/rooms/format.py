@@ -229,7 +229,9 @@ def bundles(
         if rows:
             latest = store.stored(rows[0], version)
             count = "SELECT count(*) FROM relations r JOIN events e ON e.nid = r.event_nid WHERE r.target_id = $1 AND r.rel_type = 'm.thread' "
-            count += f"AND r.room_nid = $2 AND e.redacted_by IS NULL AND (e.marks & {store.UNCOUNTED}) = 0 AND e.pos <= $3"
+            count += (
+                f"AND r.room_nid = $2 AND e.redacted_by IS NULL AND (e.marks & {store.UNCOUNTED}) = 0 AND e.pos <= $3"
+            )
             taking_part = one.event.sender == user_id or bool(
                 query.value(count + " AND e.sender = $4", one.id, room, until, user_id)
             )
@@ -245,7 +247,9 @@ def bundles(
                 "current_user_participated": taking_part,
             }
     if "m.reference" in kinds:
-        rows = query.all(_CHILDREN + f"ORDER BY e.depth, e.pos LIMIT {MAX_REFERENCES}", one.id, "m.reference", room, until)
+        rows = query.all(
+            _CHILDREN + f"ORDER BY e.depth, e.pos LIMIT {MAX_REFERENCES}", one.id, "m.reference", room, until
+        )
         if rows:
             found["m.reference"] = {"chunk": [{"event_id": row[1]} for row in rows]}
     return found
@@ -253,7 +257,10 @@ def bundles(
 
 def _until(query: Query, room_nid: int, user_id: str) -> int:
     """Up to where answers are told: whoever left hears of none that came since, also where she may read what they answer."""
-    if query.value("SELECT membership FROM memberships WHERE room_nid = $1 AND user_id = $2", room_nid, user_id) == "join":
+    if (
+        query.value("SELECT membership FROM memberships WHERE room_nid = $1 AND user_id = $2", room_nid, user_id)
+        == "join"
+    ):
         return _ALWAYS
     left = query.value(
         "SELECT max(pos) FROM membership_log WHERE room_nid = $1 AND user_id = $2 AND before = 'join'",
