@@ -123,10 +123,11 @@ class Lane:
         self.events.append(waiting)
 
     def add_beside(self, waiting: Waiting) -> None:
-        """What may stand before others that wait here."""
-        if self.behind is None and len(self.events) < MAX_WAITING:
+        """What was handed over before this server was among those who get it; at the place up to which all is handed over now."""
+        if self.behind is not None or len(self.events) >= MAX_WAITING:
+            return
+        if all(one.event_id != waiting.event_id for one in self.events):
             self.events.append(waiting)
-            self.mixed = True
 
     def add_passing(self, key: str, edu: bytes) -> None:
         """A later one with the same key replaces an earlier one that still waits."""

@@ -171,7 +171,8 @@ class Outbox(Part):
         for one, raw in await self.as_seen_by(server, lacking):
             if one.pos is not None and leaves_here(one):
                 lane = self.positions.lane(server)
-                lane.add_beside(Waiting(one.pos, one.event.id, raw))
+                # Not at its own position: the log would be read again from there, which may be years back.
+                lane.add_beside(Waiting(self.positions.pos, one.event.id, raw))
                 self._drivers.wake(lane)
 
     async def _came_later(self, server: str, room_id: str, pos: int) -> bool:

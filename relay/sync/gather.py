@@ -157,7 +157,7 @@ class Gather:
             return
         completed = not gone and ask.since is not None and self._rooms.completed_since(room_id, pos)
         newly = room_id in ask.newly_joined or (completed and not lazy)
-        if gone and ask.since is not None:
+        if gone and new and ask.since is not None:
             newly = await self._sync_rooms.came_and_left(room, ask.user_id, pos)
         part = await self._sync_rooms.part(
             RoomAsk(

@@ -134,6 +134,11 @@ class SyncRooms:
         if found is None:
             found = await self._db.read(store.latest, room.nid, room.version, ask.since, upto, most)
             await self._viewing.note_senders(found, ask.user_id)
+        # Where something is missing before an event, the client has to page back, and what lies before the gap is not told. This
+        # holds also when the gap has been filled: what came by paging back is in no timeline.
+        gap = next((index for index in range(len(found) - 1, -1, -1) if found[index].marks & AFTER_GAP), None)
+        if gap is not None:
+            found = found[gap:]
         if not everything:
             found = [
                 one
@@ -141,13 +146,7 @@ class SyncRooms:
                 if wanted.allows(one.event.type, one.event.sender, room.room_id, "url" in one.event.content)
                 and (one.event.is_state or one.event.sender not in ask.ignored)
             ]
-        limited = len(found) > limit or ask.newly
-        found = found[-limit:]
-        for index in range(len(found) - 1, -1, -1):
-            # Where something is missing before an event, the client has to page back, and what lies before the gap is not told.
-            if found[index].marks & AFTER_GAP:
-                return found[index:], True
-        return found, limited
+        return found[-limit:], len(found) > limit or gap is not None or ask.newly
 
     def hiding(self, ask: RoomAsk) -> list[dict[str, Any]]:
         """What takes messages off her screen that a moderator hid since. At the beginning there are none: they come hidden."""
@@ -314,22 +313,14 @@ class SyncRooms:
         """Whether she was in the room after `since`, and not at `since`: then her client knows nothing of it yet."""
 
         def look(query: Query) -> bool:
-            then = query.one(
-                "SELECT before FROM membership_log WHERE room_nid = $1 AND user_id = $2 AND pos > $3 ORDER BY pos LIMIT 1",
+            rows = query.all(
+                "SELECT before FROM membership_log WHERE room_nid = $1 AND user_id = $2 AND pos > $3 ORDER BY pos",
                 room.nid,
                 user_id,
                 since,
             )
-            if then is None or then[0] == "join":
-                return False
-            return bool(
-                query.value(
-                    "SELECT count(*) FROM membership_log WHERE room_nid = $1 AND user_id = $2 AND pos > $3 AND before = 'join'",
-                    room.nid,
-                    user_id,
-                    since,
-                )
-            )
+            before = [row[0] for row in rows]
+            return before[:1] != ["join"] and "join" in before
 
         return await self._db.read(look)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from federation.backoff import Trouble
 from relay import departures
 from relay.clock import DAY, HOUR, MINUTE, SECOND
 from relay.db import Query
-from tests.federation.neighbours import Neighbour, two_servers, until
+from tests.federation.neighbours import Neighbour, Written, two_servers, until
 
 ROOM = "!room:one.test"
 
@@ -383,6 +384,34 @@ async def test_what_was_said_before_a_server_left_reaches_it_afterwards(tmp_path
         one.send_out()
         await until(lambda: len(two.texts()) == 3, "what was its own arrives")
         assert two.texts() == ["you are still here", "still", "m.room.member"], "up to its leaving, and no further"
+
+
+async def test_a_newcomer_gets_what_was_old_once_and_the_log_is_not_read_again_for_it(tmp_path: Path) -> None:
+    async with two_servers(tmp_path) as (one, two):
+        room = one.ledger.room(ROOM)
+        old = one.ledger.build(ROOM, "old")
+        await one.ledger.writes(old)
+        for number in range(3):
+            await one.ledger.says(ROOM, str(number))
+        came_at = one.db.stable_pos()
+
+        async def as_seen(server: str, event_ids: Sequence[str]) -> list[tuple[Written, bytes]]:
+            return [(Written(old, 1), old.raw) for event_id in event_ids if event_id == old.id]
+
+        one.outbox.as_seen_by = as_seen
+        one.send_out()
+        await until(lambda: one.outbox.positions.pos >= came_at, "what was said before has been handed over")
+        await two.listening.stop()
+        room.servers.add(two.name)
+        one.outbox.newcomer(two.name, [old.id])
+        one.outbox.newcomer(two.name, [old.id])
+        await one.ledger.says(ROOM, "new")
+        await until(lambda: len(one.outbox.positions.lane(two.name).events) == 2, "both wait")
+        position = one.outbox.positions.lane(two.name).position
+        assert position is not None and position >= came_at, "what is behind it is not for the newcomer"
+        await two.listening.start()
+        one.clock.forward(MINUTE)
+        await until(lambda: sorted(two.texts()) == ["new", "old"], "both arrive, each once")
 
 
 async def test_what_waits_for_a_server_that_does_not_come_back_is_bounded(

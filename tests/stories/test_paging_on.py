@@ -22,6 +22,8 @@ async def test_what_was_said_before_somebody_came_and_while_she_was_away_is_page
     assert await bob.notices(lambda: room in bob.rooms)
     assert bob.ids(room)[0] not in first, "the sync begins with his coming"
     assert await earlier(bob, room) == first, "a new room's prev_batch leads to the words with which he was invited"
+    during = await alice.sends(room)
+    assert await bob.sees(during)
     await bob.leaves(room)
     assert await alice.notices(lambda: alice.membership(room, bob) == "leave")
     assert await bob.notices(lambda: room in bob.left)
@@ -33,4 +35,15 @@ async def test_what_was_said_before_somebody_came_and_while_she_was_away_is_page
     await bob.joins(room)
     assert await bob.notices(lambda: room in bob.rooms)
     assert bob.ids(room)[0] == bob.state[room][("m.room.member", bob.id)]["event_id"], "nor does it reach over a gap"
-    assert await earlier(bob, room) == first + middle, "after coming back, to what was said meanwhile, each word once"
+    whole = [*first, during, *middle]
+    assert await earlier(bob, room) == whole, "after coming back, to what was said meanwhile, each word once"
+
+    last = await alice.sends(room)
+    assert await bob.sees(last)
+    answer = await bob.calls("GET", "sync", filter='{"room":{"timeline":{"types":["m.room.encrypted"]}}}')
+    told = answer["rooms"]["join"][room]["timeline"]
+    assert [event["event_id"] for event in told["events"]] == [last], (
+        "nor where a filter leaves out the event after the gap"
+    )
+    bob.prev_batch[room] = told["prev_batch"]
+    assert told["limited"] and await earlier(bob, room) == whole
