@@ -7,6 +7,7 @@ notice_words.py alone. Spec: client-server-api/#server-notices.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Sequence
 
 from relay.accounts.users import Users, find
@@ -86,15 +87,17 @@ class OwnRooms(Part):
         self._account_data = account_data
         self._version = VERSIONS[default_version]
         self._speaker: str | None = None
+        self._making = asyncio.Lock()
 
     # --- who speaks
 
     async def speaker(self) -> str:
         """The relay's own user, made when it first has something to say. It has no password and no session."""
-        if self._speaker is None:
-            known = await self._db.read(lambda query: query.value("SELECT speaker FROM own_rooms LIMIT 1"))
-            self._speaker = known if known is not None else await self._make_speaker()
-        return self._speaker
+        async with self._making:  # a notice and a list may want it at once
+            if self._speaker is None:
+                known = await self._db.read(lambda query: query.value("SELECT speaker FROM own_rooms LIMIT 1"))
+                self._speaker = known if known is not None else await self._make_speaker()
+            return self._speaker
 
     async def _make_speaker(self) -> str:
         for localpart in NAMES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Awaitable
@@ -284,3 +285,9 @@ async def test_what_a_tool_did_without_reasons_is_told_and_explained_later(town:
     assert len(await work.appeals.of_person(carol.id)) == 2, "nothing of it is shown to her"
     entries = (await mod.asks("GET", "audit"))["entries"]
     assert [one["reason_code"] for one in entries if one["action"] == "untold"] == ["law", "bulk"]
+
+
+async def test_two_that_first_speak_for_the_relay_speak_as_one(town: Town) -> None:
+    own = casework(await town.relay("one")).own_rooms
+    speakers = await asyncio.gather(*(own.speaker() for _ in range(4)))
+    assert len(set(speakers)) == 1, "a notice and a list that is followed do not both make its user"
