@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from federation.catch_up import leaves_here
 from relay.db import Database, Query
 from relay.errors import Forbidden, NotFound
 from relay.ids import server_of
@@ -130,14 +131,14 @@ def shown(query: Query, room: Room, users: Sequence[str], given: Sequence[Stored
     return [raw(one) if one.id in seen else events.redacted(one.event).raw for one in given]
 
 
-async def as_seen_by(db: Database, rooms: Rooms, server: str, event_ids: Sequence[str]) -> list[tuple[Stored, bytes]]:
-    """Events, and what a server gets of each that has come to the room since."""
-    found = []
-    for one in [await rooms.event(event_id) for event_id in event_ids]:
-        room = await rooms.get(one.event.room_id) if one is not None else None
-        if one is not None and room is not None and server in room.servers:
-            found.append((one, (await db.read(shown, room, users_of(room, server), [one]))[0]))
-    return found
+async def as_seen_by(db: Database, rooms: Rooms, server: str, event_ids: Sequence[str]) -> list[tuple[str, bytes]]:
+    """Those of a room's events that are ours to send, each with what a server gets of it that has come there since."""
+    found = [one for event_id in event_ids if (one := await rooms.event(event_id)) is not None and leaves_here(one)]
+    room = await rooms.get(found[0].event.room_id) if found else None
+    if room is None or server not in room.servers:
+        return []
+    given = await db.read(shown, room, users_of(room, server), found)
+    return [(one.id, each) for one, each in zip(found, given, strict=True)]
 
 
 def _no_more_read(query: Query, room: Room, users: Sequence[str], given: Sequence[Stored]) -> set[str]:

@@ -61,8 +61,8 @@ class Outbox(Part):
         # What happened before this process began may be handed over again after a crash.
         self._begun = (0, 0)
         self._there_since: dict[tuple[str, str], int] = {}
-        # What a newcomer may see of events; set by the server.
-        self.as_seen_by: Callable[[str, Sequence[str]], Awaitable[Sequence[tuple[Logged, bytes]]]]
+        # What of a room's events is sent to a newcomer, and how; set by the server.
+        self.as_seen_by: Callable[[str, Sequence[str]], Awaitable[Sequence[tuple[str, bytes]]]]
         self._newcomers: deque[tuple[str, Sequence[str]]] = deque()
         departures.deliver_passing_to(self.passing)
 
@@ -168,12 +168,11 @@ class Outbox(Part):
     async def _bring_up(self, server: str, lacking: Sequence[str]) -> None:
         if not is_server_name(server) or not self._departures.allows(server):
             return
-        for one, raw in await self.as_seen_by(server, lacking):
-            if one.pos is not None and leaves_here(one):
-                lane = self.positions.lane(server)
-                # Not at its own position: the log would be read again from there, which may be years back.
-                lane.add_beside(Waiting(self.positions.pos, one.event.id, raw))
-                self._drivers.wake(lane)
+        for event_id, raw in await self.as_seen_by(server, lacking):
+            lane = self.positions.lane(server)
+            # Not at its own position: the log would be read again from there, which may be years back.
+            lane.add_beside(Waiting(self.positions.pos, event_id, raw))
+            self._drivers.wake(lane)
 
     async def _came_later(self, server: str, room_id: str, pos: int) -> bool:
         """After a crash the log is read again from a little before. A server that joined meanwhile has what lies before

@@ -15,7 +15,7 @@ from federation.backoff import Trouble
 from relay import departures
 from relay.clock import DAY, HOUR, MINUTE, SECOND
 from relay.db import Query
-from tests.federation.neighbours import Neighbour, Written, two_servers, until
+from tests.federation.neighbours import Neighbour, two_servers, until
 
 ROOM = "!room:one.test"
 
@@ -395,8 +395,8 @@ async def test_a_newcomer_gets_what_was_old_once_and_the_log_is_not_read_again_f
             await one.ledger.says(ROOM, str(number))
         came_at = one.db.stable_pos()
 
-        async def as_seen(server: str, event_ids: Sequence[str]) -> list[tuple[Written, bytes]]:
-            return [(Written(old, 1), old.raw) for event_id in event_ids if event_id == old.id]
+        async def as_seen(server: str, event_ids: Sequence[str]) -> list[tuple[str, bytes]]:
+            return [(event_id, old.raw) for event_id in event_ids]
 
         one.outbox.as_seen_by = as_seen
         one.send_out()
