@@ -34,7 +34,7 @@ MAX_CONTEXT = 100
 # With a filter, or where much is hidden from her, one request looks through this many; the client then asks for more.
 MAX_SCANNED = 2000
 MAX_FILLS = 3
-# How far around a place in the order of arrival the place in the history is looked for.
+# How far around a place in the order of arrival the place in the history is looked for, where that is far from its end.
 ARRIVAL_WINDOW = 200
 NOT_SHOWN = "There is no such event in this room, or you may not see it."
 # Beyond every depth, pos and position token.
@@ -93,6 +93,11 @@ class HistoryToken:
         return cls(one.depth, (one.pos or 0) - 1)
 
 
+# Whatever came late since, in any number: near the end of the history it is found from there.
+_LAST_BEFORE = (
+    "SELECT depth, pos FROM (SELECT depth, pos, marks FROM events WHERE room_nid = $1 AND pos IS NOT NULL "
+    f"ORDER BY depth DESC, pos DESC LIMIT $3) AS latest WHERE pos <= $2 AND (marks & {HISTORY}) = 0 LIMIT 1"
+)
 _AFTER_ALL = HistoryToken(END, END)
 _BEFORE_ALL = HistoryToken(-1, -1)
 
@@ -102,7 +107,7 @@ def place(query: Query, room_nid: int, token: HistoryToken, direction: Direction
     if token.depth is not None:
         return token if token.direction in (None, direction) else replace(token, direction=None, arrived=None)
     if direction == "b":
-        row = query.one(
+        row = query.one(_LAST_BEFORE, room_nid, token.pos, MAX_SCANNED) or query.one(
             f"SELECT depth, pos FROM (SELECT depth, pos FROM events WHERE room_nid = $1 AND pos <= $2 AND (marks & {HISTORY}) = 0 "
             "ORDER BY pos DESC LIMIT $3) AS near ORDER BY depth DESC, pos DESC LIMIT 1",
             room_nid,

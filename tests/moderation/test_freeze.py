@@ -43,6 +43,7 @@ async def test_a_report_changes_what_nobody_sees_and_holds_until_all_is_over(tow
     room = await alice.creates_room(with_=[bob, carol])
     session = Session()
     said, taken_back = [await bob.sends(room, session.says(room, word)) for word in ("one", "two")]
+    assert await carol.sees(taken_back), "it comes to the other relay"
     await bob.redacts(room, taken_back)
     for event_id in (said, taken_back):
         await reports(alice, room, event_id)

@@ -9,6 +9,7 @@ import pytest
 
 from relay.protocol import event as events
 from relay.protocol.auth import auth_keys
+from relay.rooms import timeline
 from relay.rooms.room import Room
 from relay.rooms.store import AFTER_GAP
 from tests.rooms.ground import V3, Ground, Person, ciphertext, said
@@ -101,3 +102,18 @@ async def test_each_event_comes_once_from_wherever_paging_begins(ground: Ground,
     assert [text for text in seen if not text.startswith("meanwhile")] == whole[::-1], (
         "all that was there, in its order"
     )
+
+
+async def test_the_latest_is_found_however_much_came_late_after_it(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timeline, "ARRIVAL_WINDOW", 2)
+    alice = ground.person("alice")
+    room_id = await alice.creates()
+    room = await ground.room(room_id)
+    await happens(ground, room, alice, "latest", 50, 0)
+    late = [await happens(ground, room, alice, f"late {depth}", depth, 0) for depth in range(20, 26)]
+    wanted = ["latest", *(one.text for one in reversed(late))]
+    assert await alice.reads(room_id, "b", 2) == wanted
+    token = f"s{ground.db.epoch}_{late[-1].pos}_0123abcd-0"
+    assert await alice.reads(room_id, "b", 2, **{"from": token}) == wanted, "from where her sync stands, too"
